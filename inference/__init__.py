@@ -1,0 +1,1 @@
+"""Inference: samplers, the animation pipeline, offline batches and the job server."""

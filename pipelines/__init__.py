@@ -1,0 +1,1 @@
+"""Data: from raw video to committed shards of clips, and random access to them."""

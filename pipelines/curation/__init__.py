@@ -1,0 +1,1 @@
+"""Curation: raw video to shots, scores, verdicts and shards, as a Ray Data job."""
