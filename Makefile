@@ -6,7 +6,6 @@ BIN := $(VENV)/bin
 KEY := $(shell cat pyproject.toml constraints.txt infra/env/setup.sh | cksum | tr ' ' '-')
 READY := $(VENV)/.ready-$(KEY)
 OUT ?= demo
-export DS_ACCELERATOR ?= cpu
 
 .PHONY: help setup demo test test-unit lint format lock clean
 
