@@ -1,0 +1,112 @@
+"""Configuration of the model: one frozen dataclass a part, and the named presets."""
+
+from dataclasses import dataclass
+
+
+def _require(condition: bool, given: str, expected: str) -> None:
+    if not condition:
+        raise ValueError(f"Got {given}, but expected {expected}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentConfig:
+    """The alignment block (eq. 1, 9-11). Width and heads are not published."""
+
+    num_keypoints: int = 18
+    width: int = 128
+    num_heads: int = 8
+    encoder_depth: int = 2
+    fusion_depth: int = 4
+    feed_forward_ratio: int = 4
+
+    def __post_init__(self) -> None:
+        _require(
+            self.width % self.num_heads == 0,
+            f"width {self.width} with num_heads {self.num_heads}",
+            "a width that num_heads divides",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnimatorConfig:
+    """Sizes of UNet, PoseNet, Face Encoder and ID adapters, and what feeds them.
+
+    `codec`, `image_token` and `face_embedding` name the frozen encoders whose outputs the
+    weights were trained on; a checkpoint only works with the ones it names.
+    """
+
+    # latents
+    codec: str = "block_dct"  # or "temporal_vae", a folder beside the weights
+    latent_channels: int = 48
+    spatial_factor: int = 8  # pixels a latent cell, on each side
+    height: int = 128  # pixels; the size the weights were trained for
+    width: int = 96
+    num_frames: int = 8
+    # backbone
+    block_out_channels: tuple[int, ...] = (64, 128, 128)
+    layers_per_block: int = 1
+    num_attention_heads: tuple[int, ...] = (2, 4, 4)
+    cross_attention_dim: int = 128
+    addition_time_embed_dim: int = 32
+    # conditioning
+    image_token: str = "thumbnail"  # or "clip_vision"
+    face_embedding: str = "thumbnail"  # or "insightface"
+    face_embedding_dim: int = 512
+    num_face_tokens: int = 4
+    face_encoder_depth: int = 4
+    face_head_dim: int = 64
+    pose_channels: tuple[int, ...] = (3, 16, 32, 64, 128)
+    # diffusion
+    sigma_data: float = 1.0  # spread of the latents; Stable Video Diffusion uses 1
+
+    def __post_init__(self) -> None:
+        _require(
+            len(self.block_out_channels) == len(self.num_attention_heads),
+            f"{len(self.block_out_channels)} block_out_channels and "
+            f"{len(self.num_attention_heads)} num_attention_heads",
+            "one number of heads for each block",
+        )
+        _require(
+            len(self.pose_channels) == 5,
+            f"{len(self.pose_channels)} pose_channels",
+            "5: the input, three strided stages and the last convolution",
+        )
+        multiple = self.size_multiple
+        _require(
+            self.height % multiple == 0 and self.width % multiple == 0,
+            f"height {self.height} and width {self.width}",
+            f"multiples of {multiple} (latent cells of {self.spatial_factor} pixels, "
+            f"halved {len(self.block_out_channels) - 1} times)",
+        )
+        _require(self.sigma_data > 0, f"sigma_data {self.sigma_data}", "a positive number")
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width must be multiples of this, in pixels."""
+        return self.spatial_factor * 2 ** (len(self.block_out_channels) - 1)
+
+
+def tiny() -> AnimatorConfig:
+    """Every part present, small enough to train in minutes on two CPU cores."""
+    return AnimatorConfig()
+
+
+def svd_xt() -> AnimatorConfig:
+    """The published sizes, on the Stable Video Diffusion XT backbone."""
+    return AnimatorConfig(
+        codec="temporal_vae",
+        latent_channels=4,
+        height=576,
+        width=1024,
+        num_frames=16,
+        block_out_channels=(320, 640, 1280, 1280),
+        layers_per_block=2,
+        num_attention_heads=(5, 10, 20, 20),
+        cross_attention_dim=1024,
+        addition_time_embed_dim=256,
+        image_token="clip_vision",
+        face_embedding="insightface",
+    )
+
+
+PRESETS = {"tiny": tiny, "svd_xt": svd_xt}
