@@ -1,0 +1,63 @@
+"""Open an engine by name: the seam where another engine can be put behind batch and serve.
+
+A factory is written "module:function" and called as `function(model_dir, face=…, pose=…)` in the
+process that will run the engine, so nothing heavy is imported by whoever only names it.
+"""
+
+import hashlib
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from inference.requests import AnimationRequest
+from pipelines.shards import sha256_file
+
+DEFAULT_FACTORY = "inference.engine:AnimationEngine"
+
+Progress = Callable[[float, str], None]
+
+
+class Engine(Protocol):
+    """What batch and serve ask of an engine."""
+
+    def run(self, request: AnimationRequest, progress: Progress | None = None) -> dict[str, Any]:
+        """Write `request.output` and return its record.
+
+        `progress(share 0..1, stage)` is called between steps; what it raises ends the run. A
+        ValueError says in one sentence what the user can mend.
+        """
+        ...
+
+
+class FactoryError(ValueError):
+    """An engine or model that cannot be opened; the message says what to give instead."""
+
+
+def open_engine(factory: str, model_dir: Path, *, face: str = "auto", pose: str = "auto") -> Engine:
+    """Call the factory "module:function"; raises FactoryError where there is none of that name."""
+    module_name, colon, function_name = factory.partition(":")
+    if not (module_name and colon and function_name):
+        raise FactoryError(f"engine factory {factory!r}, expected 'module:function'")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise FactoryError(
+            f"engine factory {factory!r}: {error}; install it or put its folder on PYTHONPATH"
+        ) from None
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise FactoryError(f"engine factory {factory!r}: {module_name} has no {function_name}")
+    return function(Path(model_dir), face=face, pose=pose)
+
+
+def model_fingerprint(model_dir: Path) -> str:
+    """SHA-256 over the names and bytes of a model folder's files; raises FactoryError if empty."""
+    model_dir = Path(model_dir)
+    files = sorted(path for path in model_dir.rglob("*") if path.is_file())
+    if not files:
+        raise FactoryError(f"{model_dir}: no model here; give a folder that holds config.json")
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(model_dir).as_posix()}\0{sha256_file(path)}\n".encode())
+    return digest.hexdigest()
