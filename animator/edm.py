@@ -1,0 +1,86 @@
+"""Diffusion mathematics: preconditioning, noise schedules, the training distribution of sigma.
+
+Shapes: B batch; latents are `(B, T, C, h, w)`. sigma is in units of the latents.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# Range of noise levels in training and sampling of v1 and of Stable Video Diffusion.
+SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 700.0, 7.0
+
+
+def _broadcast(sigma: Tensor, like: Tensor) -> Tensor:
+    return sigma.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def c_skip(sigma: Tensor, sigma_data: float = 1.0) -> Tensor:
+    """Share of the noisy sample in the prediction (EDM, table 1)."""
+    return sigma_data**2 / (sigma**2 + sigma_data**2)
+
+
+def c_out(sigma: Tensor, sigma_data: float = 1.0) -> Tensor:
+    """Share of the network in the prediction; negative: the network predicts v."""
+    return -sigma * sigma_data / (sigma**2 + sigma_data**2).sqrt()
+
+
+def c_in(sigma: Tensor, sigma_data: float = 1.0) -> Tensor:
+    """Scale of the network's input (EDM, table 1)."""
+    return 1.0 / (sigma**2 + sigma_data**2).sqrt()
+
+
+def c_noise(sigma: Tensor) -> Tensor:
+    """Timestep of the network: a quarter of ln sigma."""
+    return 0.25 * sigma.log()
+
+
+def loss_weight(sigma: Tensor, sigma_data: float = 1.0) -> Tensor:
+    """1 / c_out²: every noise level counts the same on the network's output."""
+    return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+
+
+def precondition(
+    network: Callable[[Tensor, Tensor], Tensor],
+    noisy: Tensor,
+    sigma: Tensor,
+    sigma_data: float = 1.0,
+) -> Tensor:
+    """Denoised sample D(x; sigma) = c_skip·x + c_out·F(c_in·x; c_noise) (EDM, eq. 7).
+
+    Args:
+        network: F, of the scaled sample and the timestep `(B,)`.
+        noisy: x, `(B, ...)`.
+        sigma: `(B,)`.
+    """
+    skip, out, scale = (_broadcast(c(sigma, sigma_data), noisy) for c in (c_skip, c_out, c_in))
+    return skip * noisy + out * network(scale * noisy, c_noise(sigma))
+
+
+def training_sigma(generator: torch.Generator, mean: float, spread: float) -> Tensor:
+    """One noise level, `(1,)`: ln sigma ~ N(mean, spread²) (EDM, section 5)."""
+    return (torch.randn(1, generator=generator) * spread + mean).exp()
+
+
+def karras_sigmas(
+    num_steps: int,
+    sigma_min: float = SIGMA_MIN,
+    sigma_max: float = SIGMA_MAX,
+    rho: float = RHO,
+) -> Tensor:
+    """Noise levels of a sampler, falling, with 0 appended; `(num_steps + 1,)` (EDM, eq. 5).
+
+    Raises:
+        ValueError: for fewer than one step, or a range that does not fall.
+    """
+    if num_steps < 1:
+        raise ValueError(f"Got {num_steps} steps, but expected at least 1.")
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(
+            f"Got sigma from {sigma_min} to {sigma_max}, but expected 0 < sigma_min < sigma_max."
+        )
+    ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64)
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    sigmas = (high + ramp * (low - high)) ** rho
+    return torch.cat([sigmas, sigmas.new_zeros(1)]).float()

@@ -1,0 +1,109 @@
+"""COCO-18 keypoints: order, coordinates, visibility, random misalignment.
+
+Shapes: N = 18 keypoints, B batch. Stored keypoints are 0..1 of the frame; the similarity
+mathematics happens in isotropic coordinates: the origin is the frame's centre, the unit is its
+longer side, y points down.
+"""
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from animator.similarity import Similarity
+
+KEYPOINT_NAMES = (
+    "nose",
+    "neck",
+    "right_shoulder",
+    "right_elbow",
+    "right_wrist",
+    "left_shoulder",
+    "left_elbow",
+    "left_wrist",
+    "right_hip",
+    "right_knee",
+    "right_ankle",
+    "left_hip",
+    "left_knee",
+    "left_ankle",
+    "right_eye",
+    "left_eye",
+    "right_ear",
+    "left_ear",
+)
+NUM_KEYPOINTS = len(KEYPOINT_NAMES)
+
+# Drawing order and pairs of OpenPose's body model.
+LIMBS = (
+    (1, 2),
+    (1, 5),
+    (2, 3),
+    (3, 4),
+    (5, 6),
+    (6, 7),
+    (1, 8),
+    (8, 9),
+    (9, 10),
+    (1, 11),
+    (11, 12),
+    (12, 13),
+    (1, 0),
+    (0, 14),
+    (14, 16),
+    (0, 15),
+    (15, 17),
+)
+VISIBLE = 0.3  # DWPose's threshold: a joint scored below it is missing
+
+Array = TypeVar("Array", np.ndarray, Tensor)
+
+
+def to_isotropic(keypoints: Array, width: float, height: float) -> Array:
+    """`(..., 2)` in 0..1 of a frame to isotropic coordinates."""
+    longer = max(width, height)
+    scale = [width / longer, height / longer]
+    if isinstance(keypoints, Tensor):
+        return (keypoints - 0.5) * keypoints.new_tensor(scale)
+    return (keypoints - 0.5) * np.asarray(scale, keypoints.dtype)
+
+
+def from_isotropic(points: Array, width: float, height: float) -> Array:
+    """Isotropic coordinates `(..., 2)` to 0..1 of a frame."""
+    longer = max(width, height)
+    scale = [longer / width, longer / height]
+    if isinstance(points, Tensor):
+        return points * points.new_tensor(scale) + 0.5
+    return points * np.asarray(scale, points.dtype) + 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimilarityRange:
+    """Ranges of a random misalignment: a similarity about the frame's centre."""
+
+    scale: float = 2.0  # log-uniform in 1/scale..scale
+    rotation: float = 30.0  # degrees, uniform in -rotation..rotation
+    shift: float = 0.25  # of the longer side, uniform in each direction
+
+    def __post_init__(self) -> None:
+        if self.scale < 1 or self.rotation < 0 or self.shift < 0:
+            raise ValueError(
+                f"Got scale {self.scale}, rotation {self.rotation}, shift {self.shift}, but "
+                "expected scale of at least 1 and the others not negative."
+            )
+
+
+def random_similarity(
+    generator: torch.Generator, batch: int, limits: SimilarityRange
+) -> Similarity:
+    """Misalignments drawn from the given ranges; fields of shape `(B,)` and `(B, 2)`."""
+    uniform = torch.rand(batch, 4, generator=generator) * 2 - 1
+    angle = torch.deg2rad(uniform[:, 1] * limits.rotation)
+    return Similarity(
+        scale=limits.scale ** uniform[:, 0],
+        cos=angle.cos(),
+        sin=angle.sin(),
+        shift=uniform[:, 2:] * limits.shift,
+    )
