@@ -1,0 +1,84 @@
+"""Exponential moving average of the trainable weights, held by rank 0, a function of samples.
+
+The half-life grows with the run until it reaches its setting (Karras et al., arXiv:2206.00364,
+their training loop), so that a short run does not release its initial weights.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+def ema_decay(samples_seen: int, samples: int, half_life: float, ramp: float) -> float:
+    """Share of the old average that remains after `samples` more samples."""
+    half_life = min(half_life, ramp * samples_seen)
+    return 0.5 ** (samples / half_life) if half_life > 0 else 0.0
+
+
+class WeightAverage:
+    """The average of a module's trainable weights and the latest value of its buffers, in fp32.
+
+    Under ZeRO-1 and 2 every rank holds all weights, so one rank's copy is enough. Where the
+    weights are bf16 the fp32 masters are read, which are spread over the ranks: then `update` and
+    `state` are collective, and every rank calls them.
+
+    Args:
+        keep: hold the average here (rank 0); other ranks only take part in reading masters.
+    """
+
+    def __init__(self, module: nn.Module, *, keep: bool) -> None:
+        self._module = module
+        self._keep = keep
+        self._average: dict[str, Tensor] = {}
+        for name, parameter in self._trainable():
+            value = _full_precision(parameter)
+            if keep:
+                self._average[name] = value.clone()
+
+    def _trainable(self) -> list[tuple[str, nn.Parameter]]:
+        return [(n, p) for n, p in self._module.named_parameters() if p.requires_grad]
+
+    @torch.no_grad()
+    def update(self, decay: float) -> None:
+        """average ← decay · average + (1 - decay) · weights."""
+        for name, parameter in self._trainable():
+            value = _full_precision(parameter)
+            if self._keep:
+                self._average[name].lerp_(value, 1 - decay)
+
+    def state(self) -> dict[str, Tensor]:
+        """The averaged weights and the buffers, on the CPU; empty on other ranks."""
+        if not self._keep:
+            return {}
+        saved = {name: value.cpu() for name, value in self._average.items()}
+        persistent = self._module.state_dict()
+        buffers = {n: persistent[n] for n, _ in self._module.named_buffers() if n in persistent}
+        return {name: v.detach().cpu().contiguous() for name, v in (saved | buffers).items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a saved average.
+
+        Raises:
+            ValueError: the saved names are not those of this model.
+        """
+        if not self._keep:
+            return
+        missing = sorted(self._average.keys() - state.keys())
+        if missing:
+            raise ValueError(
+                f"the saved average lacks {missing[0]} and {len(missing) - 1} more: "
+                "it belongs to another model; start in an empty folder."
+            )
+        for name, value in self._average.items():
+            value.copy_(state[name])
+
+
+def _full_precision(parameter: nn.Parameter) -> Tensor:
+    """The fp32 value of a parameter: itself, or its master where training runs in bf16."""
+    if parameter.dtype == torch.float32:
+        return parameter.detach()
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    master = safe_get_full_fp32_param(parameter)
+    return parameter.detach().float() if master is None else master

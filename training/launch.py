@@ -1,0 +1,403 @@
+"""Start a training run: check, start workers, watch, export. The one place that starts Ray Train.
+
+out/
+  config.json      the resolved settings
+  metrics.jsonl    one line a step
+  checkpoints/     what a run resumes from, and Ray Train's own files
+  model/           the released model (averaged weights)
+  summary.json     written last; a run that has it is finished
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from training import tracking
+from training.config import TrainConfig, binding_settings, changed_settings, describe
+from training.metrics import Console, MetricsTail, Progress, read_metrics
+from training.task import Task
+
+_FAILURE = "failure.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSummary:
+    """How a run ended."""
+
+    task: str
+    samples_seen: int
+    steps: int
+    loss: float  # of the last step
+    seconds: float  # spent in steps, over all attempts
+    model: Path
+    run_id: str | None  # MLflow's
+
+
+def train(
+    config: TrainConfig, out: Path, *, progress: Progress | None = None, local: bool = False
+) -> TrainSummary:
+    """Train to the end and export the model; the same call continues an interrupted run.
+
+    Args:
+        progress: what shows the run; a bar and lines on the console by default.
+        local: one worker in this process, without Ray.
+
+    Raises:
+        ValueError: settings or data that cannot be trained on, or that differ from those of the
+            run in `out`.
+        TrainingError: training failed; one sentence, and where the log is.
+    """
+    out = out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    world = 1 if local else config.run.num_workers
+    config.accumulation(world)
+    with ExitStack() as stack:
+        stack.enter_context(_only_run_in(out))
+        if (summary := _finished(config, out)) is not None:
+            return summary
+        task = config.task.build_task(config.run.seed)
+        if progress is None:
+            progress = stack.enter_context(Console(config.num_steps, config.run.log_every))
+        samples_seen = _prepare(config, task, out, world, progress)
+        run = None
+        if samples_seen < config.optim.samples:
+            run = _run_workers(config, out, progress, local=local)
+        return _export(config, task, out, run)
+
+
+def _prepare(config: TrainConfig, task: Task, out: Path, world: int, progress: Progress) -> int:
+    """Check what lies in `out`, write `config.json`; the samples already seen."""
+    from training import checkpoint as ckpt
+
+    root = out / "checkpoints"
+    for line in ckpt.set_aside_damaged(root):
+        progress.note(line)
+    # Ray's own list of checkpoints; one that a kill left torn, or that names a folder that is
+    # gone, would keep Ray from starting. The folders say for themselves what they are.
+    (root / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
+    (out / _FAILURE).unlink(missing_ok=True)
+    latest = ckpt.newest_checkpoint(root, thorough=False)
+    if latest is not None:
+        ckpt.check_resume(latest, config, task.fingerprint, world)
+        progress.note(f"Continuing from {latest.samples_seen} samples.")
+    _write_json(out / "config.json", describe(config))
+    return latest.samples_seen if latest else 0
+
+
+def _run_workers(
+    config: TrainConfig, out: Path, progress: Progress, *, local: bool
+) -> tracking.TrackedRun | None:
+    with ThreadPoolExecutor(1) as pool:
+        opened = None
+        if config.run.track:
+            opened = pool.submit(tracking.open_run, out, config.task.name, describe(config))
+        with ExitStack() as stack:
+            if not local:
+                stack.enter_context(_ray())
+            run = opened.result() if opened else None
+            finished = False
+            try:
+                with _following(out / "metrics.jsonl", progress):
+                    if local:
+                        _train_here(config, out, run)
+                    else:
+                        _train_on_ray(config, out, run)
+                finished = True
+            finally:
+                tracking.close_run(run, finished=finished)
+    return run
+
+
+def _train_on_ray(config: TrainConfig, out: Path, run: tracking.TrackedRun | None) -> None:
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    from training.loop import TrainingError
+
+    use_gpu, cpus = _resources(config)
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={
+            "config": config,
+            "out": out,
+            "run": run,
+            "folder": Path.cwd(),
+            "threads": config.run.threads_per_worker or cpus,
+        },
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.run.num_workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": 1, "GPU": 1} if use_gpu else {"CPU": 1},
+        ),
+        run_config=ray.train.RunConfig(
+            name="checkpoints",
+            storage_path=str(out),
+            failure_config=ray.train.FailureConfig(max_failures=config.run.max_failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        _raise_failure(out)
+        raise TrainingError(_sentence(error, out)) from None
+    _raise_failure(out)
+
+
+def _worker(payload: dict[str, Any]) -> None:
+    """One training worker, in its own process."""
+    config, out, run = payload["config"], payload["out"], payload["run"]
+    if (out / _FAILURE).exists():
+        return  # an earlier attempt ended in a way that this one would repeat
+    os.chdir(payload["folder"])
+    import ray.train.torch
+    import torch
+
+    from training.loop import TrainingError, train_loop
+    from training.reporter import RayReporter
+
+    torch.set_num_threads(payload["threads"])
+    rank = ray.train.get_context().get_world_rank()
+    tracker = _tracker(run if rank == 0 else None)
+    try:
+        train_loop(
+            config.task.build_task(config.run.seed),
+            config,
+            out,
+            reporter=RayReporter(),
+            tracker=tracker,
+            device=ray.train.torch.get_device(),
+        )
+    except TrainingError as error:
+        _write_failure(out, error)  # on every worker alike: none is left waiting for another
+    except ValueError as error:
+        _write_failure(out, error)
+        raise
+    except Exception:
+        with (out / "errors.log").open("a") as file:
+            file.write(f"worker {rank}, {time.ctime()}\n{traceback.format_exc()}\n")
+        raise
+    finally:
+        tracker.close()
+
+
+def _train_here(config: TrainConfig, out: Path, run: tracking.TrackedRun | None) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from training.loop import train_loop
+    from training.reporter import LocalReporter
+
+    use_gpu = torch.cuda.is_available() if config.run.use_gpu is None else config.run.use_gpu
+    device = torch.device("cuda", 0) if use_gpu else torch.device("cpu")
+    if not dist.is_initialized():
+        backend = "nccl" if use_gpu else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    if config.run.threads_per_worker:
+        torch.set_num_threads(config.run.threads_per_worker)
+    tracker = _tracker(run)
+    try:
+        train_loop(
+            config.task.build_task(config.run.seed),
+            config,
+            out,
+            reporter=LocalReporter(out / "checkpoints"),
+            tracker=tracker,
+            device=device,
+        )
+    finally:
+        tracker.close()
+
+
+def _tracker(run: tracking.TrackedRun | None) -> tracking.Tracker:
+    return tracking.MlflowTracker(run) if run else tracking.NullTracker()
+
+
+def _export(
+    config: TrainConfig, task: Task, out: Path, run: tracking.TrackedRun | None
+) -> TrainSummary:
+    """Write `model/` from the averaged weights of the last checkpoint, then `summary.json`."""
+    import torch
+
+    from training import checkpoint as ckpt
+    from training.loop import TrainingError
+
+    latest = ckpt.newest_checkpoint(out / "checkpoints", thorough=False)
+    records = read_metrics(out / "metrics.jsonl")
+    if latest is None or not records:
+        raise TrainingError(f"{out} holds no checkpoint to export: start the run again.")
+    torch.manual_seed(config.run.seed)
+    model = task.build()
+    model.load_state_dict(latest.average(), strict=False)  # frozen parameters are not averaged
+    scratch, folder = out / ".model", out / "model"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    task.save_model(model.state_dict(), scratch)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(scratch, folder)
+    summary = TrainSummary(
+        task=config.task.name,
+        samples_seen=latest.samples_seen,
+        steps=records[-1]["step"],
+        loss=records[-1]["loss"],
+        seconds=round(sum(record["dt"] for record in records), 3),
+        model=folder,
+        run_id=run.run_id if run else None,
+    )
+    settings = binding_settings(config)
+    _write_json(out / "summary.json", {**asdict(summary), "model": "model", "settings": settings})
+    return summary
+
+
+def _finished(config: TrainConfig, out: Path) -> TrainSummary | None:
+    """The summary of a run that is already complete under the same settings."""
+    path = out / "summary.json"
+    if not path.exists() or not (out / "model").is_dir():
+        return None
+    data = json.loads(path.read_text())
+    settings = data.pop("settings")
+    if data["samples_seen"] < config.optim.samples:
+        return None
+    if changed_settings(settings, binding_settings(config)):
+        return None  # the checkpoint says which, and how to mend it
+    return TrainSummary(**{**data, "model": out / data["model"]})
+
+
+@contextmanager
+def _only_run_in(out: Path) -> Iterator[None]:
+    """Refuse a second run in the same folder while the first one lives."""
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{out} is in use by another run: wait for it, or choose another folder."
+            ) from None
+        yield
+
+
+@contextmanager
+def _ray() -> Iterator[None]:
+    """A Ray that workers can start on: the running one, the one of `RAY_ADDRESS`, or our own."""
+    import logging
+
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # how fast reports return
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # paths mean what they mean here
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, **quiet)
+    else:
+        # Logical CPUs: the workers, Ray Train's controller and a data task fit beside each other.
+        ray.init(
+            address="local",
+            num_cpus=max(4, os.cpu_count() or 1),
+            include_dashboard=False,
+            object_store_memory=128 << 20,  # training passes nothing through it
+            **quiet,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _resources(config: TrainConfig) -> tuple[bool, int]:
+    """Whether workers get a GPU, and how many cores each has."""
+    import ray
+
+    workers, total = config.run.num_workers, ray.cluster_resources()
+    gpus = int(total.get("GPU", 0))
+    use_gpu = gpus >= workers if config.run.use_gpu is None else config.run.use_gpu
+    if use_gpu and gpus < workers:
+        raise ValueError(
+            f"run.num_workers is {workers}, expected at most {gpus}, the number of GPUs: "
+            f"set run.num_workers={max(gpus, 1)} or run.use_gpu=false."
+        )
+    if total.get("CPU", 0) < workers:
+        raise ValueError(
+            f"run.num_workers is {workers}, expected at most {int(total.get('CPU', 0))}, the "
+            "number of CPUs: lower it."
+        )
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    return use_gpu, max(1, (os.cpu_count() or 1) * nodes // workers)
+
+
+@contextmanager
+def _following(path: Path, progress: Progress) -> Iterator[None]:
+    """Show the steps that workers log while the body runs."""
+    tail, over = MetricsTail(path), threading.Event()
+
+    def follow() -> None:
+        seen = 0
+        while True:
+            last = over.wait(0.2)
+            for record in tail.new():
+                if record["samples_seen"] <= seen:
+                    progress.note(f"Went back to step {record['step']} after a lost worker.")
+                seen = record["samples_seen"]
+                progress.step(record)
+            if last:
+                return
+
+    thread = threading.Thread(target=follow, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(5)
+
+
+def _write_failure(out: Path, error: Exception) -> None:
+    _write_json(out / _FAILURE, {"kind": type(error).__name__, "message": str(error)})
+
+
+def _raise_failure(out: Path) -> None:
+    """Raise what a worker said cannot be mended by trying again."""
+    from training.loop import TrainingError
+
+    path = out / _FAILURE
+    if path.exists():
+        failure = json.loads(path.read_text())
+        kind = TrainingError if failure["kind"] == "TrainingError" else ValueError
+        raise kind(failure["message"])
+
+
+def _sentence(error: Exception, out: Path) -> str:
+    """One sentence for a failure of Ray Train: the first cause, and where to read more."""
+    failures: dict[int, Any] = getattr(error, "worker_failures", {})
+    causes = {rank: getattr(cause, "_base_exc", cause) for rank, cause in failures.items()}
+    # When one worker goes, the others fail too, in the middle of talking to it.
+    echoes = ("Connection reset by peer", "Connection closed by peer", "NCCL", "Broken pipe")
+    first = sorted(causes.items(), key=lambda item: any(e in str(item[1]) for e in echoes))
+    log = out / "errors.log"
+    where = log if log.exists() else "/tmp/ray/session_latest/logs"
+    if not first:
+        lines = str(error).strip().splitlines()
+        return f"Training failed: {lines[-1] if lines else type(error).__name__}. Log: {where}"
+    rank, cause = first[0]
+    text = (str(cause).strip().splitlines() or [""])[0]
+    return f"Training failed on worker {rank}: {type(cause).__name__}: {text}. Log: {where}"
+
+
+def _write_json(path: Path, data: Any) -> None:
+    text = json.dumps(data, indent=2, sort_keys=True, default=str) + "\n"
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(text)
+    os.replace(scratch, path)

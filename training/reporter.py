@@ -1,0 +1,48 @@
+"""Where checkpoints go: through Ray Train, or straight to disk for one process without Ray."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Reporter(Protocol):
+    """Commits a checkpoint; every worker calls `save` the same number of times."""
+
+    def save(
+        self, name: str, write: Callable[[Path], None], metrics: Mapping[str, Any]
+    ) -> None: ...
+
+
+class RayReporter:
+    """Hands each worker's files to Ray Train, which merges them in the run's storage."""
+
+    def save(self, name: str, write: Callable[[Path], None], metrics: Mapping[str, Any]) -> None:
+        import ray.train
+
+        # A folder a worker: workers of one node that share one delete it under each other.
+        with tempfile.TemporaryDirectory(prefix="animator-checkpoint-") as scratch:
+            write(Path(scratch))
+            ray.train.report(
+                dict(metrics),
+                checkpoint=ray.train.Checkpoint.from_directory(scratch),
+                checkpoint_dir_name=name,
+            )
+
+
+class LocalReporter:
+    """One process: written beside its final place, then renamed."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def save(self, name: str, write: Callable[[Path], None], metrics: Mapping[str, Any]) -> None:
+        self._root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".writing-", dir=self._root) as scratch:
+            folder = Path(scratch) / name
+            folder.mkdir()
+            write(folder)
+            shutil.rmtree(self._root / name, ignore_errors=True)
+            os.replace(folder, self._root / name)
