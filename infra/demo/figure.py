@@ -12,6 +12,7 @@ from infra.demo import puppet_parts as parts
 
 SUPERSAMPLE = 2  # drawn at twice the size and averaged: clean edges at any size
 SHADOW = 0.30  # how dark the figure's shadow falls on the stage
+CARD = np.array([0.80, 0.68, 0.52], np.float32)
 GIRTH = 0.0026  # a limb's width a pixel of its sprite, in lengths of the trunk
 
 
@@ -23,8 +24,12 @@ class Drawn:
     box: np.ndarray
 
 
-def draw_figure(keypoints: np.ndarray, background: np.ndarray, *, turned: bool = False) -> Drawn:
-    """The figure in a pose over `background` (H, W, 3) uint8; `turned` hides its face.
+def draw_figure(
+    keypoints: np.ndarray, background: np.ndarray, *, turned: bool = False, plain: bool = False
+) -> Drawn:
+    """The figure in a pose over `background` (H, W, 3) uint8.
+
+    `turned` hides its face; `plain` shows another actor, the same figure in unprinted card.
 
     Raises ValueError where the keypoints are not (18, 2) finite numbers.
     """
@@ -39,6 +44,9 @@ def draw_figure(keypoints: np.ndarray, background: np.ndarray, *, turned: bool =
     for part, target in _placed(points, turned=turned):
         _paste(layer, part.image, _transform(part.anchors, target, girth))
     layer = cv2.resize(layer, (width, height), interpolation=cv2.INTER_AREA)
+    if plain:
+        grey = layer[..., :3].mean(axis=-1, keepdims=True)
+        layer[..., :3] = CARD * (0.45 * layer[..., 3:] + 0.75 * grey)
     stage = _with_shadow(background.astype(np.float32) / 255, layer[..., 3])
     image = stage * (1 - layer[..., 3:]) + layer[..., :3]
     return Drawn(image=np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8), box=_box(layer[..., 3]))

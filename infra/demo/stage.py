@@ -3,17 +3,18 @@
 import cv2
 import numpy as np
 
-# Sky above, sky below, far hill, near hill, ground, sun: RGB in 0..1.
+# Sky above, sky below, far hill, near hill, ground, sun.
 PALETTES = (
-    ((0.62, 0.78, 0.86), (0.90, 0.93, 0.88), (0.55, 0.70, 0.66), (0.38, 0.58, 0.54), (0.30, 0.45, 0.44), (0.98, 0.88, 0.62)),
-    ((0.72, 0.70, 0.84), (0.96, 0.86, 0.82), (0.66, 0.58, 0.72), (0.50, 0.44, 0.60), (0.37, 0.34, 0.48), (0.99, 0.90, 0.74)),
-)  # fmt: skip
+    ("9ec7db", "e6ede0", "8cb3a8", "61948a", "4d7370", "fae09e"),
+    ("b8b3d6", "f5dbd1", "a894b8", "807099", "5e577a", "fce6bd"),
+)
 
 
 def paint_stage(height: int, width: int, *, seed: int = 0) -> np.ndarray:
     """A background (height, width, 3) uint8; the same seed gives the same picture."""
     rng = np.random.default_rng(seed)
-    above, below, far, near, ground, sun = (np.array(c) for c in PALETTES[seed % len(PALETTES)])
+    palette = [np.frombuffer(bytes.fromhex(c), np.uint8) / 255 for c in PALETTES[seed % 2]]
+    above, below, far, near, ground, sun = palette
     scale = 2
     h, w = height * scale, width * scale
     y, x = np.mgrid[:h, :w].astype(np.float32)

@@ -1,0 +1,36 @@
+"""The `animator` command. Every verb lives in `infra.verbs`; its work lives in its own room.
+
+Nothing heavy is imported here, so that `animator --help` answers at once.
+"""
+
+import sys
+
+import typer
+
+from infra.console import report_error
+from infra.verbs import create, data, evaluate, machine, train
+
+app = typer.Typer(
+    name="animator",
+    help="Animate a person in a picture by the motion in a video, and keep their identity.\n\n"
+    "Start with `animator doctor` and `animator demo`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+machine.register(app)
+data.register(app)
+train.register(app)
+create.register(app)
+evaluate.register(app)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; ends the process with 0 done, 1 failed or 2 wrong use."""
+    try:
+        app(args=arguments, prog_name="animator")
+    except (Exception, KeyboardInterrupt) as error:
+        sys.exit(report_error(error))

@@ -1,0 +1,89 @@
+"""animate, batch, serve: one video, a list of them, or a server."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from infra.console import emit
+from infra.verbs.options import AsJson, Face, Model, OutFolder, Pose
+
+
+def register(app: typer.Typer) -> None:
+    """Add these verbs to the command line."""
+    app.command()(animate)
+    app.command()(batch)
+    app.command()(serve)
+
+
+def animate(
+    reference: Annotated[Path, typer.Option(help="Picture of the person (JPEG, PNG or WebP).")],
+    driving: Annotated[Path, typer.Option(help="Video with the motion.")],
+    out: Annotated[Path, typer.Option(help="The mp4 to write; its record goes beside it.")],
+    model: Model,
+    seed: Annotated[int, typer.Option(help="Chooses the noise; the same seed repeats.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Strength of guidance, 1 = none.")] = None,
+    face: Face = "auto",
+    pose: Pose = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Animate the person in a picture by the motion in a video.
+
+    Example: animator animate --model runs/animator/model --reference me.jpg --driving dance.mp4
+    --out me.mp4
+    """
+    from inference.engine import AnimationEngine, AnimationRequest
+    from infra.progress import stage_bar
+
+    request = AnimationRequest(
+        reference=reference,
+        driving=driving,
+        output=out,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+    )
+    with stage_bar("animate") as progress:
+        engine = AnimationEngine(model, face=face, pose=pose)
+        record = engine.run(request, progress=progress)
+    emit(record, as_json=as_json, show=lambda r: [f"{out}", *_warnings(r)])
+
+
+def batch(
+    manifest: Annotated[Path, typer.Argument(help="JSONL; a line has reference and driving.")],
+    out: OutFolder,
+    model: Model,
+    workers: Annotated[int, typer.Option(help="Engines at work at the same time.")] = 1,
+    face: Face = "auto",
+    pose: Pose = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Animate every line of a manifest; done lines are not done again.
+
+    Example: animator batch jobs.jsonl --model runs/animator/model --out results
+    """
+    from inference.batch import run_batch
+
+    raise NotImplementedError(run_batch)
+
+
+def serve(
+    model: Model,
+    data: Annotated[Path, typer.Option(help="Folder for jobs and results.")] = Path("jobs"),
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    face: Face = "auto",
+    pose: Pose = "auto",
+) -> None:
+    """Serve a web page and an HTTP interface that queue animation jobs.
+
+    Example: animator serve --model runs/animator/model --port 8000
+    """
+    from inference.serve import serve as run_server
+
+    raise NotImplementedError(run_server)
+
+
+def _warnings(record: dict) -> list[str]:
+    return [f"warning: {text}" for text in record.get("warnings", [])]

@@ -1,0 +1,18 @@
+"""Options that several verbs share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be given often."),
+]
+Face = Annotated[
+    str, typer.Option(help="Face backend: auto, cascade, insightface or insightface:NAME.")
+]
+Pose = Annotated[str, typer.Option(help="Pose backend: auto, file, onnx or dwpose.")]
+OutFolder = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
+Model = Annotated[Path, typer.Option("--model", help="Folder of a trained model.")]

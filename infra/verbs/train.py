@@ -1,0 +1,79 @@
+"""train: the alignment block and the animator, each from a recipe."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from infra.console import emit
+from infra.verbs.options import AsJson, Settings
+
+Recipe = Annotated[str, typer.Option(help="Name of a recipe, a complete set of settings.")]
+Shards = Annotated[
+    Path | None, typer.Option("--shards", "--data", help="Folder of shards to train on.")
+]
+Out = Annotated[Path, typer.Option(help="Folder of the run; an interrupted run continues there.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these verbs to the command line."""
+    train = typer.Typer(no_args_is_help=True, help="Train a model; an interrupted run continues.")
+    train.command("alignment")(train_alignment)
+    train.command("animator")(train_animator)
+    app.add_typer(train, name="train")
+
+
+def train_alignment(
+    out: Out,
+    shards: Shards = None,
+    recipe: Recipe = "alignment_demo",
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train the pose alignment block.
+
+    Example: animator train alignment --shards shards --out runs/alignment --set optim.lr=3e-4
+    """
+    _train("alignment", recipe, shards, out, settings, as_json=as_json)
+
+
+def train_animator(
+    out: Out,
+    shards: Shards = None,
+    recipe: Recipe = "animator_demo",
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train the animator: the video UNet with its pose, image and face conditioning.
+
+    Example: animator train animator --shards shards --out runs/animator --set run.num_workers=2
+    """
+    _train("animator", recipe, shards, out, settings, as_json=as_json)
+
+
+def _train(
+    kind: str,
+    recipe: str,
+    shards: Path | None,
+    out: Path,
+    settings: list[str] | None,
+    *,
+    as_json: bool,
+) -> None:
+    from pipelines.overrides import apply_overrides, to_dict
+    from training.launch import train
+    from training.recipes import get_recipe
+
+    if not recipe.startswith(kind):
+        raise ValueError(f"recipe {recipe!r} does not train the {kind}; choose one named {kind}_…")
+    given = [f"task.shards={shards}"] if shards is not None else []
+    summary = train(apply_overrides(get_recipe(recipe), [*given, *(settings or [])]), out)
+    emit(
+        to_dict(summary),
+        as_json=as_json,
+        show=lambda r: [
+            f"{r['samples_seen']} samples in {r['steps']} steps, loss {r['loss']:.4g}, "
+            f"{r['seconds']:.0f} s",
+            f"Model: {r['model']}",
+        ],
+    )
