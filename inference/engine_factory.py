@@ -8,7 +8,7 @@ import hashlib
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from inference.requests import AnimationRequest
 from pipelines.shards import sha256_file
@@ -48,7 +48,7 @@ def open_engine(factory: str, model_dir: Path, *, face: str = "auto", pose: str 
     function = getattr(module, function_name, None)
     if not callable(function):
         raise FactoryError(f"engine factory {factory!r}: {module_name} has no {function_name}")
-    return function(Path(model_dir), face=face, pose=pose)
+    return cast(Engine, function(Path(model_dir), face=face, pose=pose))
 
 
 def model_fingerprint(model_dir: Path) -> str:

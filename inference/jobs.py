@@ -124,7 +124,7 @@ class JobStore:
 
     @contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
-        """One transaction that holds the write lock from its start, so reads inside it are final."""
+        """One transaction that holds the write lock from its start: what it reads stays true."""
         with self._lock:
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -257,7 +257,7 @@ class JobStore:
         expired: bool = False,
         finished: Callable[[str], bool] = lambda job_id: False,
     ) -> list[Job]:
-        """Take jobs from workers that are gone: by `owner`, of other boots, or with a lease run out.
+        """Take jobs from workers that are gone: of `owner`, of other boots, with leases run out.
 
         A job whose output is already in place (`finished`) is completed; one whose workers died
         `max_attempts` times is failed; the others are queued again. Returns the jobs as they were.

@@ -2,18 +2,20 @@
 
 import logging
 import shutil
+import sqlite3
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from inference import outputs
-from inference.engine_factory import Engine
+from inference.engine_factory import Engine, Progress
 from inference.jobs import Job, JobStore, LeaseLostError
 from inference.requests import AnimationRequest
 
 IDLE_SECONDS = 0.2
 RENEW_SECONDS = 0.5
+STORE_TROUBLE_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +132,10 @@ class EngineWorker:
                 self._work(job)
             except LeaseLostError:
                 log.info("%s: attempt %d is void", job.id, job.attempt)
+            except sqlite3.Error:  # a full disk, most likely: what is committed stays true
+                log.exception("%s: the job store cannot be written", job.id)
+                self._stop.wait(STORE_TROUBLE_SECONDS)
+                self.store.recover(owner=self.owner, finished=self.files.finished)
             finally:
                 self._remove_attempt(job)
 
@@ -138,23 +144,22 @@ class EngineWorker:
         try:
             record = self.engine.run(self.files.request(job), self._progress(job))
             record = outputs.describe(staged, {**record, "id": job.id, "output": f"{job.id}.mp4"})
-        except LeaseLostError:
+            self.store.complete(
+                job, lambda: outputs.publish(staged, self.files.video(job.id), record)
+            )
+        except (LeaseLostError, sqlite3.Error):
             raise
         except StopWorkError:
             self.store.release(job)
-            return
         except ValueError as error:
             self.store.fail(job, "invalid_input", self._public(job, error))
-            return
         except Exception as error:
             log.exception("%s: the engine failed", job.id)
             message = f"{type(error).__name__}: {self._public(job, error)}"
             self.store.fail(job, "engine_error", message)
-            return
-        self.store.complete(job, lambda: outputs.publish(staged, self.files.video(job.id), record))
 
-    def _progress(self, job: Job):
-        """The callback that keeps the lease, shows the progress and ends a run that is not wanted."""
+    def _progress(self, job: Job) -> Progress:
+        """The callback that keeps the lease, shows progress and ends a run nobody wants."""
         last = [0.0, ""]
 
         def progress(share: float, stage: str = "") -> None:
