@@ -43,7 +43,7 @@ class Engine:
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         if not trainable:
             raise ValueError(f"task {task.name}: the model has no trainable parameters.")
-        optim, size = config.optim, sum(p.numel() for p in trainable)
+        optim, num_trainable = config.optim, sum(p.numel() for p in trainable)
         optimizer = torch.optim.AdamW(
             trainable,
             lr=optim.lr,
@@ -57,9 +57,7 @@ class Engine:
             model=self._loss,
             model_parameters=trainable,
             optimizer=optimizer,
-            config=deepspeed_settings(
-                config, self.world, device, sum(p.numel() for p in trainable)
-            ),
+            config=deepspeed_settings(config, self.world, device, num_trainable),
             dist_init_required=False,
         )[0]
 
@@ -135,7 +133,7 @@ def import_deepspeed(device: torch.device) -> Any:
     """DeepSpeed, quiet, and without the operator it would compile on a CPU."""
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
-    os.environ.setdefault("DS_LOG_LEVEL", "error")
+    os.environ.setdefault("LOCAL_RANK", "0")  # required also where there is one process
     import deepspeed
     import deepspeed.ops
 
@@ -152,7 +150,7 @@ def deepspeed_settings(
 ) -> dict[str, Any]:
     """The dictionary that `deepspeed.initialize` takes."""
     bf16 = config.run.precision == "bf16"
-    bucket = min(num_parameters, 200_000_000)  # elements; DeepSpeed allocates all of it
+    bucket = min(num_parameters + num_parameters % 2, 200_000_000)  # elements, all allocated
     return {
         "train_batch_size": config.batch.global_batch,
         "train_micro_batch_size_per_gpu": config.batch.micro_batch,

@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import shutil
+import sys
 import threading
 import time
 import traceback
@@ -119,6 +120,7 @@ def _run_workers(
 
 
 def _train_on_ray(config: TrainConfig, out: Path, run: tracking.TrackedRun | None) -> None:
+    import ray.exceptions
     import ray.train
     from ray.train.torch import TorchTrainer
 
@@ -147,7 +149,7 @@ def _train_on_ray(config: TrainConfig, out: Path, run: tracking.TrackedRun | Non
     )
     try:
         trainer.fit()
-    except ray.train.TrainingFailedError as error:
+    except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
         _raise_failure(out)
         raise TrainingError(_sentence(error, out)) from None
     _raise_failure(out)
@@ -303,18 +305,33 @@ def _ray() -> Iterator[None]:
     if address:
         ray.init(address=address, **quiet)
     else:
-        # Logical CPUs: the workers, Ray Train's controller and a data task fit beside each other.
-        ray.init(
-            address="local",
-            num_cpus=max(4, os.cpu_count() or 1),
-            include_dashboard=False,
-            object_store_memory=128 << 20,  # training passes nothing through it
-            **quiet,
-        )
+        with _modules_of_driver():
+            # Logical CPUs: workers, Ray Train's controller and a data task fit together.
+            ray.init(
+                address="local",
+                num_cpus=max(4, os.cpu_count() or 1),
+                include_dashboard=False,
+                object_store_memory=128 << 20,  # training passes nothing through it
+                **quiet,
+            )
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _modules_of_driver() -> Iterator[None]:
+    """Let processes that start now import what this one can, such as a task in a script's folder."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if Path(path).is_dir())
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 def _resources(config: TrainConfig) -> tuple[bool, int]:

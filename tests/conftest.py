@@ -1,0 +1,1 @@
+"""Makes the folder of tests importable, for the parts that several tests share."""

@@ -1,0 +1,136 @@
+"""A task small enough to train in a second: a regression whose data is a function of sample ids.
+
+Run as a program it is the driver of the integration tests, which kill it.
+"""
+
+import argparse
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from training.config import (
+    BatchConfig,
+    CheckpointConfig,
+    EmaConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+)
+from training.task import Batch, Task, sample_generator
+
+
+class ToyTask(Task):
+    name = "toy"
+    num_samples = 64
+
+    def __init__(self, config: "ToyConfig", seed: int) -> None:
+        self.config, self.seed = config, seed
+        self.fingerprint = f"toy-data-{config.data}"
+
+    def build(self) -> nn.Module:
+        width = self.config.width
+        model = nn.Sequential(
+            nn.Linear(4, width), nn.GELU(), nn.Dropout(0.1), nn.Linear(width, 1), nn.Linear(1, 1)
+        )
+        model[4].requires_grad_(False)  # a frozen part inside the model
+        return model.train()
+
+    def batch(self, samples: Sequence[int]) -> Batch:
+        time.sleep(self.config.delay)
+        if self.config.bad_sample in samples:
+            raise ValueError(f"sample {self.config.bad_sample} is not readable: remove it.")
+        rows = [torch.randn(5, generator=sample_generator(self.seed, s)) for s in samples]
+        noise = torch.stack(rows)
+        x = noise[:, :4]
+        y = torch.tanh(x.sum(1, keepdim=True)) + 0.1 * noise[:, 4:]
+        if self.config.nan_sample in samples:
+            y = y * float("nan")
+        self._kill_self_once(samples)
+        return {"x": x, "y": y}
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor | float]]:
+        error = (model(batch["x"]) - batch["y"]).square().mean()
+        return error, {"rmse": error.sqrt(), "never": float("nan")}
+
+    def save_model(self, state: dict[str, Tensor], folder: Path) -> None:
+        save_file(state, folder / "model.safetensors")
+
+    def _kill_self_once(self, samples: Sequence[int]) -> None:
+        """A worker that dies in the middle of its work, the first time it gets there."""
+        marker = Path(self.config.kill_marker)
+        if self.config.kill_sample in samples and self.config.kill_marker and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyConfig:
+    name: ClassVar[str] = "toy"
+    may_change: ClassVar[tuple[str, ...]] = ("delay", "kill_sample", "kill_marker")
+
+    width: int = 16
+    data: int = 0
+    delay: float = 0.0
+    bad_sample: int = -1
+    nan_sample: int = -1
+    kill_sample: int = -1
+    kill_marker: str = ""
+
+    def build_task(self, seed: int) -> ToyTask:
+        return ToyTask(self, seed)
+
+
+def toy_config(
+    *,
+    samples: int = 96,
+    workers: int = 1,
+    every: int = 32,
+    micro: int = 2,
+    max_failures: int = 0,
+    track: bool = False,
+    lr: float = 1e-2,
+    **task: object,
+) -> TrainConfig:
+    return TrainConfig(
+        task=ToyConfig(**task),  # type: ignore[arg-type]
+        optim=OptimConfig(samples=samples, lr=lr, warmup_samples=16, schedule="cosine"),
+        batch=BatchConfig(global_batch=8, micro_batch=micro),
+        ema=EmaConfig(half_life=64),
+        checkpoint=CheckpointConfig(every_samples=every, keep=2),
+        run=RunConfig(
+            num_workers=workers,
+            threads_per_worker=1,
+            max_failures=max_failures,
+            log_every=2,
+            track=track,
+            use_gpu=False,
+        ),
+    )
+
+
+def main() -> None:
+    from toy_task import toy_config as make_config  # the importable name, for Ray's workers
+
+    from training.launch import train
+    from training.metrics import Quiet
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--local", action="store_true")
+    given = parser.parse_args()
+    config = make_config(workers=given.workers, delay=given.delay)
+    print(train(config, given.out, progress=Quiet(), local=given.local))
+
+
+if __name__ == "__main__":
+    main()
