@@ -7,6 +7,7 @@ reader can tell a finished pair from a torn one.
 import fcntl
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +19,35 @@ class FolderInUseError(ValueError):
 
 
 class FolderLock:
-    """One process a folder. The kernel lets go of it when the process ends, however it ends."""
+    """One process a folder, or many that share it. The kernel lets go when a process ends.
 
-    def __init__(self, folder: Path, name: str, work: str) -> None:
+    Raises FolderInUseError where another holds it and does not end within `wait` seconds.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, work: str, *, shared: bool = False, wait: float = 0.0
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(self._descriptor, 32, 0).decode() or "unknown"
-            os.close(self._descriptor)
-            raise FolderInUseError(
-                f"{folder}: another {work} (process {holder}) works in this folder; "
-                "wait for it, stop it, or give another folder"
-            ) from None
+        deadline = time.monotonic() + wait
+        while not self._taken(fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
+            if time.monotonic() >= deadline:
+                holder = os.pread(self._descriptor, 32, 0).decode() or "unknown"
+                os.close(self._descriptor)
+                raise FolderInUseError(
+                    f"{folder}: another {work} (process {holder}) works in this folder; "
+                    "wait for it, stop it, or give another folder"
+                )
+            time.sleep(0.1)
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, str(os.getpid()).encode(), 0)
+
+    def _taken(self, kind: int) -> bool:
+        try:
+            fcntl.flock(self._descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
     def close(self) -> None:
         """Let the next process in."""
