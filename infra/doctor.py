@@ -4,7 +4,6 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -107,9 +106,7 @@ def _system() -> dict[str, Any]:
     return {
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": os.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "disk_free_gb": round(shutil.disk_usage(folder).free / 1e9, 1),
         "folder": str(folder),

@@ -176,7 +176,7 @@ def _write(
 
 
 def _write_pose(path: Path, points: np.ndarray, boxes: np.ndarray, *, fps: int) -> None:
-    inside = ((points >= 0) & (points <= 1)).all(axis=-1)
+    inside = np.all((points >= 0) & (points <= 1), axis=-1)
     np.savez(
         path.with_suffix(".pose.npz"),
         keypoints=np.where(inside[..., None], points, 0).astype(np.float32)[:, None],

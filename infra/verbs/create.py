@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from infra.console import emit
+from infra.console import FAILED, emit
 from infra.verbs.options import AsJson, Face, Model, OutFolder, Pose
 
 
@@ -33,7 +33,8 @@ def animate(
     Example: animator animate --model runs/animator/model --reference me.jpg --driving dance.mp4
     --out me.mp4
     """
-    from inference.engine import AnimationEngine, AnimationRequest
+    from inference.engine import AnimationEngine
+    from inference.requests import AnimationRequest
     from infra.progress import stage_bar
 
     request = AnimationRequest(
@@ -54,18 +55,25 @@ def batch(
     manifest: Annotated[Path, typer.Argument(help="JSONL; a line has reference and driving.")],
     out: OutFolder,
     model: Model,
-    workers: Annotated[int, typer.Option(help="Engines at work at the same time.")] = 1,
+    engines: Annotated[int, typer.Option(help="Engines at work at the same time.")] = 1,
     face: Face = "auto",
     pose: Pose = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Animate every line of a manifest; done lines are not done again.
 
-    Example: animator batch jobs.jsonl --model runs/animator/model --out results
+    Exit code 1 if a line failed. Example: animator batch jobs.jsonl --model runs/animator/model
+    --out results
     """
-    from inference.batch import run_batch
+    from inference.batch import BatchConfig, animate_batch
 
-    raise NotImplementedError(run_batch)
+    config = BatchConfig(
+        manifest=manifest, out=out, model_dir=model, engines=engines, face=face, pose=pose
+    )
+    summary = animate_batch(config)
+    emit(summary, as_json=as_json, show=lambda s: _batch_lines(s, out))
+    if summary["failed"]:
+        raise typer.Exit(FAILED)
 
 
 def serve(
@@ -73,16 +81,34 @@ def serve(
     data: Annotated[Path, typer.Option(help="Folder for jobs and results.")] = Path("jobs"),
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    engines: Annotated[int, typer.Option(help="Engines at work at the same time.")] = 1,
     face: Face = "auto",
     pose: Pose = "auto",
 ) -> None:
     """Serve a web page and an HTTP interface that queue animation jobs.
 
+    Other machines reach it with --host 0.0.0.0 and a key in ANIMATOR_API_KEY.
     Example: animator serve --model runs/animator/model --port 8000
     """
+    from inference.serve import ServerConfig
     from inference.serve import serve as run_server
 
-    raise NotImplementedError(run_server)
+    run_server(
+        ServerConfig(
+            model_dir=model,
+            data_dir=data,
+            host=host,
+            port=port,
+            engines=engines,
+            face=face,
+            pose=pose,
+        )
+    )
+
+
+def _batch_lines(summary: dict, out: Path) -> list[str]:
+    counts = {name: summary[name] for name in ("done", "skipped", "failed") if name in summary}
+    return [", ".join(f"{count} {name}" for name, count in counts.items()), f"Results in {out}"]
 
 
 def _warnings(record: dict) -> list[str]:

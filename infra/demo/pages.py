@@ -1,0 +1,248 @@
+"""Collects what the demonstration left behind and fills the report with it."""
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infra.demo.report import (
+    curve,
+    embed_file,
+    embed_image,
+    minutes,
+    strip,
+    write_report,
+)
+from infra.demo.stages import Stages
+
+COLUMNS = 8
+
+
+def build_report(
+    out: Path, *, curation: dict[str, Any], record: dict[str, Any], stages: Stages
+) -> dict[str, Any]:
+    """Write `out/report.html` and `out/strip.png`; returns the summary and the scores."""
+    from pipelines.images import read_image
+    from pipelines.video import decode, probe
+
+    material = out / "material"
+    generated = decode(out / "animation.mp4")
+    height, width = generated.shape[1:3]
+    fps = probe(out / "animation.mp4").fps
+    truth = decode(material / "truth.mp4", fps=fps, size=(height, width))
+    driving = decode(material / "driving.mp4", fps=fps, size=(height, width))
+    count = min(len(generated), len(truth))
+    generated, truth, driving = generated[:count], truth[:count], driving[:count]
+    reference = _resized(read_image(material / "reference.png"), (height, width))
+    repeated = np.broadcast_to(reference, truth.shape)
+    boxes = _person_boxes(material / "truth.pose.npz", fps, count)
+    scores = {
+        "repeat the picture": _score(repeated, truth, boxes),
+        "animator": _score(generated, truth, boxes),
+    }
+    poses, distances = _poses(out, (height, width), fps, count)
+    rows = [
+        ("driving video", driving),
+        ("generated", generated),
+        ("ground truth", truth),
+    ]
+    _save_strip(out / "strip.png", [frames for _, frames in rows])
+    times = stages.seconds()
+    total = sum(seconds for _, seconds in times.values())
+    better = scores["animator"]["PSNR person"] - scores["repeat the picture"]["PSNR person"]
+    summary = (
+        f"{curation['kept']} videos kept and {curation['rejected']} turned away, two models "
+        f"trained, one portrait animated in {minutes(total)}; inside the person's box the result "
+        f"is {abs(better):.1f} dB {'closer to' if better >= 0 else 'further from'} the truth than "
+        f"the picture repeated."
+    )
+    names = list(next(iter(scores.values())))
+    write_report(
+        out / "report.html",
+        {
+            "title": "A portrait learns to dance",
+            "summary": summary,
+            "videos": _videos(out),
+            "score_names": [f"{name}{' (dB)' if 'PSNR' in name else ''}" for name in names],
+            "scores": [
+                {
+                    "name": name,
+                    "values": [
+                        f"{row[key]:.2f}" if "PSNR" in key else f"{row[key]:.3f}" for key in names
+                    ],
+                    "best": name == "animator",
+                }
+                for name, row in scores.items()
+            ],
+            "score_note": f"{count} frames of {width} × {height} pixels; the baseline shows the "
+            "portrait in every frame. The person's box comes from the ground truth.",
+            "funnel": [
+                {"count": curation["kept"] + curation["rejected"], "name": "videos"},
+                {"count": curation["rejected"], "name": "turned away"},
+                {"count": curation["kept"], "name": "kept for training"},
+            ],
+            "clips": _clips(out, curation["rows"]),
+            "curves": [
+                _training_curve(out, "alignment", "Alignment loss (eq. 12)"),
+                _training_curve(out, "animator", "Denoising loss (eq. 25)"),
+            ],
+            "pose_rows": [{"name": n, "image": embed_image(strip(f, COLUMNS))} for n, f in poses],
+            "distances": distances,
+            "frame_rows": [{"name": n, "image": embed_image(strip(f, COLUMNS))} for n, f in rows],
+            "warnings": record.get("warnings", []),
+            "timing": {name: minutes(seconds) for name, (_, seconds) in times.items()},
+            "times": [
+                {"name": title, "text": minutes(s), "percent": round(80 * s / max(total, 1e-9), 1)}
+                for title, s in times.values()
+            ],
+            "total": minutes(total),
+            "machine": _machine(),
+            "credits": [],
+        },
+    )
+    return {"summary": summary, "scores": scores}
+
+
+def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    from pipelines.framing import fit
+
+    return fit(image.shape[:2], size).image(image)
+
+
+def _at_rate(path: Path, fps: float, count: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """A pose file's arrays and, for `count` frames at `fps`, the nearest of its frames."""
+    with np.load(path) as arrays:
+        pose = {name: arrays[name] for name in arrays.files}
+    index = np.rint(np.arange(count) / fps * float(pose["fps"])).astype(int)
+    return pose, np.clip(index, 0, len(pose["keypoints"]) - 1)
+
+
+def _person_boxes(path: Path, fps: float, count: int) -> np.ndarray:
+    pose, index = _at_rate(path, fps, count)
+    return pose["boxes"][index, 0]
+
+
+def _score(frames: np.ndarray, truth: np.ndarray, boxes: np.ndarray) -> dict[str, float]:
+    """PSNR and SSIM over whole frames, and PSNR inside the person's boxes (T, 4)."""
+    from skimage.metrics import structural_similarity
+
+    height, width = truth.shape[1:3]
+    error = (frames.astype(np.float64) - truth.astype(np.float64)) ** 2
+    y, x = np.mgrid[:height, :width]
+    edges = boxes * (width, height, width, height)
+    left, top, right, bottom = edges.T[:, :, None, None]
+    inside = (x >= left) & (x < right) & (y >= top) & (y < bottom)
+    similar = [
+        structural_similarity(a, b, channel_axis=-1) for a, b in zip(frames, truth, strict=True)
+    ]
+    return {
+        "PSNR": _decibels(error.mean()),
+        "PSNR person": _decibels(error[inside].mean()),
+        "SSIM": float(np.mean(similar)),
+    }
+
+
+def _decibels(mean_square: float) -> float:
+    return float(10 * np.log10(255**2 / max(mean_square, 1e-6)))
+
+
+def _poses(
+    out: Path, size: tuple[int, int], fps: float, count: int
+) -> tuple[list[tuple[str, np.ndarray]], list[dict[str, Any]]]:
+    """Drawn skeletons (T, H, W, 3) before and after alignment, and their distances."""
+    from animator.skeleton import draw_pose
+
+    files = {
+        "driving": out / "material" / "driving.pose.npz",
+        "aligned": out / "animation.pose.npz",
+        "ground truth": out / "material" / "truth.pose.npz",
+    }
+    points, drawn = {}, []
+    for name, path in files.items():
+        if path.exists():
+            pose, index = _at_rate(path, fps, count)
+            points[name] = pose["keypoints"][index, 0]
+            score = pose["score"][index, 0]
+            frames = [draw_pose(k, s, *size) for k, s in zip(points[name], score, strict=True)]
+            drawn.append((name, np.stack(frames)))
+    shape = np.array([size[1], size[0]]) / max(size)
+    distances = [
+        {
+            "name": {"driving": "as it came", "aligned": "aligned"}[name],
+            "value": f"{np.linalg.norm((kp - points['ground truth']) * shape, axis=-1).mean():.4f}",
+            "best": name == "aligned",
+        }
+        for name, kp in points.items()
+        if name != "ground truth"
+    ]
+    return drawn, distances
+
+
+def _videos(out: Path) -> list[dict[str, Any]]:
+    material = out / "material"
+    return [
+        {
+            "name": "Portrait",
+            "note": "the picture given",
+            "image": embed_file(material / "reference.png"),
+        },
+        {
+            "name": "Driving video",
+            "note": "another actor, standing elsewhere",
+            "video": embed_file(material / "driving.mp4"),
+        },
+        {
+            "name": "Generated",
+            "note": "aligned and animated",
+            "video": embed_file(out / "animation.mp4"),
+            "big": True,
+        },
+        {
+            "name": "Ground truth",
+            "note": "the same motion, recorded",
+            "video": embed_file(material / "truth.mp4"),
+        },
+    ]
+
+
+def _clips(out: Path, rows: dict[str, Any]) -> list[dict[str, str]]:
+    from pipelines.curation.filters import REASONS
+    from pipelines.video import iter_frames
+
+    shown = []
+    for name, row in sorted(rows.items(), key=lambda item: item[1]["verdict"] != "kept"):
+        path = out / "material" / "clips" / f"{name}.mp4"
+        frame = next(iter(iter_frames(path, start=1.0, max_side=200)))
+        shown.append(
+            {
+                "name": name,
+                "verdict": row["verdict"],
+                "reason": ", ".join(REASONS[r] for r in row["reasons"]) or "good",
+                "thumbnail": embed_image(frame, kind="JPEG"),
+            }
+        )
+    return shown
+
+
+def _training_curve(out: Path, kind: str, title: str) -> str:
+    from training.metrics import read_metrics
+
+    records = read_metrics(out / "runs" / kind / "metrics.jsonl")
+    return curve(title, [r["samples_seen"] for r in records], [r["loss"] for r in records])
+
+
+def _save_strip(path: Path, rows: list[np.ndarray]) -> None:
+    """The rows of the report's animation, one above the other, for the README."""
+    from PIL import Image
+
+    gap = np.full((4, strip(rows[0], COLUMNS).shape[1], 3), 255, np.uint8)
+    pieces = [piece for row in rows for piece in (strip(row, COLUMNS), gap)]
+    picture = Image.fromarray(np.concatenate(pieces[:-1]))
+    picture.save(path)
+
+
+def _machine() -> str:
+    import os
+
+    return f"{os.cpu_count()} CPU cores, {platform.system()}"
