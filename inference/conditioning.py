@@ -1,0 +1,172 @@
+"""Frozen encoders around the animator: what turns a reference image into its three inputs.
+
+Training and inference share them, so a model is always driven by what it was trained on.
+Shapes: B batch, T frames, H W pixels, C latent channels, h w latent size, D context width,
+E face embedding.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from animator.config import AnimatorConfig
+from animator.face_embedding import FaceThumbnail, crop_faces
+from animator.image_token import ThumbnailToken
+from animator.latents import LatentCodec, open_codec
+from animator.skeleton import draw_pose
+from pipelines.faces import Face, FaceBackend, open_face_backend
+
+MOTION_BUCKET = 127  # v1, in training and inference
+
+
+def to_tensor(frames: np.ndarray) -> Tensor:
+    """uint8 RGB `(..., H, W, 3)` to float `(..., 3, H, W)` in [-1, 1]."""
+    tensor = torch.from_numpy(np.ascontiguousarray(frames))
+    return rearrange(tensor, "... h w c -> ... c h w").float() / 127.5 - 1
+
+
+def to_frames(images: Tensor) -> np.ndarray:
+    """Float `(..., 3, H, W)` in [-1, 1] to uint8 RGB `(..., H, W, 3)`."""
+    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return rearrange(pixels, "... c h w -> ... h w c").cpu().numpy()
+
+
+def added_time_ids(fps: float, noise: float, batch: int) -> Tensor:
+    """Frames per second - 1, motion bucket and noise level, `(B, 3)` (v1)."""
+    return torch.tensor([[fps - 1, MOTION_BUCKET, noise]] * batch, dtype=torch.float32)
+
+
+def pose_images(
+    keypoints: np.ndarray,
+    score: np.ndarray,
+    size: tuple[int, int],
+    threshold: float,
+) -> np.ndarray:
+    """Poses `(T, P, 18, 2)` and scores `(T, P, 18)` drawn at (height, width), `(T, H, W, 3)`."""
+    frames = [draw_pose(k, s, *size, threshold) for k, s in zip(keypoints, score, strict=True)]
+    return np.stack(frames)
+
+
+class ReferenceEncoder(nn.Module):
+    """Image token, face embedding and reference latents, with the encoders a model names.
+
+    Args:
+        config: of the model; names the encoders.
+        folder: the model's folder, for encoders with weights of their own.
+        face: which face backend to open where the model needs recognition embeddings.
+
+    Raises:
+        ValueError: for encoders that are not known or whose files are missing.
+    """
+
+    def __init__(self, config: AnimatorConfig, folder: Path | None = None, face: str = "auto"):
+        super().__init__()
+        self.config = config
+        vae_folder = folder / "vae" if folder else None
+        self.codec: LatentCodec = open_codec(config.codec, vae_folder)
+        if self.codec.latent_channels != config.latent_channels:
+            raise ValueError(
+                f"Got codec {config.codec} with {self.codec.latent_channels} latent channels, but "
+                f"the model expects {config.latent_channels}."
+            )
+        self.image_encoder = _open_image_encoder(config)
+        self.face_thumbnail = FaceThumbnail(config.face_embedding_dim)
+        self.recogniser = _open_recogniser(config, face)
+
+    @property
+    def needs_full_frames(self) -> bool:
+        """Whether the face embedding wants the frame at its own size."""
+        return self.recogniser is not None
+
+    @property
+    def models(self) -> dict[str, dict[str, str]]:
+        """Name and licence of each encoder, for the record of an output."""
+        face: Any = self.recogniser or self.face_thumbnail
+        return {
+            "codec": {"name": self.config.codec, "licence": self.codec.licence},
+            "image_token": {
+                "name": self.config.image_token,
+                "licence": str(self.image_encoder.licence),
+            },
+            "face_embedding": {"name": face.name, "licence": face.licence},
+        }
+
+    @torch.no_grad()
+    def image_token(self, images: Tensor) -> Tensor:
+        """`(B, 3, H, W)` in [-1, 1] to `(B, 1, D)`."""
+        return self.image_encoder(images)
+
+    @torch.no_grad()
+    def face_embedding(self, frame: np.ndarray, face: Face | None) -> Tensor:
+        """Embedding `(E,)` of one face in a uint8 RGB frame; zeros where there is none."""
+        if face is None:
+            return torch.zeros(self.config.face_embedding_dim)
+        if self.recogniser is not None:
+            embedding = np.asarray(self.recogniser.embed(frame, face), np.float32)
+            return torch.from_numpy(embedding)
+        box = torch.from_numpy(np.asarray(face.box, np.float32))
+        crops = crop_faces(to_tensor(frame)[None], box[None])
+        return self.face_thumbnail(crops)[0]
+
+    @torch.no_grad()
+    def reference_latents(self, images: Tensor) -> Tensor:
+        """`(B, 3, H, W)` in [-1, 1] to `(B, C, h, w)`; noise is the caller's to add."""
+        return self.codec.encode_reference(images)
+
+
+def _open_image_encoder(config: AnimatorConfig) -> ThumbnailToken:
+    if config.image_token == "thumbnail":
+        return ThumbnailToken(config.cross_attention_dim)
+    raise ValueError(
+        f"Got image token {config.image_token!r}, but this version reads thumbnail only."
+    )
+
+
+def _open_recogniser(config: AnimatorConfig, choice: str) -> FaceBackend | None:
+    if config.face_embedding == "thumbnail":
+        return None
+    if config.face_embedding != "insightface":
+        raise ValueError(
+            f"Got face embedding {config.face_embedding!r}, but expected thumbnail or insightface."
+        )
+    backend = open_face_backend("insightface" if choice == "auto" else choice)
+    if backend.embedding_dim != config.face_embedding_dim:
+        raise ValueError(
+            f"Got face pack {backend.name} with embeddings of {backend.embedding_dim}, but the "
+            f"model was trained on {config.face_embedding_dim}: point ANIMATOR_MODELS at that pack."
+        )
+    return backend
+
+
+def face_mask(boxes: np.ndarray, size: tuple[int, int], cell: int) -> np.ndarray:
+    """Share of each latent cell that faces cover: M of eq. 25, `(T, 1, h, w)` in 0..1.
+
+    Args:
+        boxes: `(T, P, 4)` in 0..1; all-zero boxes are no face.
+        size: (height, width) in pixels.
+        cell: pixels a latent cell.
+    """
+    height, width = size[0] // cell, size[1] // cell
+    rows, columns = np.arange(height + 1), np.arange(width + 1)
+    mask = np.zeros((len(boxes), 1, height, width), np.float32)
+    for t, people in enumerate(boxes):
+        for x0, y0, x1, y1 in people:
+            vertical = _overlap(rows, y0 * height, y1 * height)
+            horizontal = _overlap(columns, x0 * width, x1 * width)
+            mask[t, 0] = np.maximum(mask[t, 0], np.outer(vertical, horizontal))
+    return mask
+
+
+def _overlap(edges: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Covered share of each unit interval between consecutive edges."""
+    return np.clip(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0, 1)
+
+
+def largest_face(faces: Sequence[Face]) -> Face | None:
+    """The face with the largest box, or None."""
+    return max(faces, key=lambda f: float(np.prod(f.box[2:] - f.box[:2])), default=None)

@@ -1,0 +1,212 @@
+"""The animator's training task: clips to the face-weighted denoising loss (eq. 25).
+
+Shapes: B batch, T frames, H W pixels, C latent channels, h w latent size.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from animator import edm
+from animator.config import AnimatorConfig, tiny
+from animator.losses import denoising_loss
+from animator.model import Animator
+from animator.weights import load_alignment, save_model
+from inference.conditioning import ReferenceEncoder, added_time_ids, face_mask
+from inference.sampler import SamplerConfig
+from pipelines.clips import ClipStore
+from pipelines.faces import Face
+from pipelines.order import ClipOrder
+from pipelines.overrides import to_dict
+from training.frames import FramedClips
+from training.task import Batch, sample_generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnimateConfig:
+    """What the animator learns from, and how a training example is drawn."""
+
+    name: ClassVar[str] = "animator"
+    may_change: ClassVar[tuple[str, ...]] = ("shards", "alignment")
+
+    shards: str = ""
+    alignment: str = ""  # a model folder whose alignment block goes into the released model
+    animator: AnimatorConfig = field(default_factory=tiny)
+    framing: str = "pad"
+    frame_stride: int = 1
+    holdout_tail: float = 0.0  # share of each clip, at its end, that is never trained on
+    sigma_mean: float = 0.0  # of ln sigma
+    sigma_spread: float = 1.4
+    noise_augmentation: float = 0.02  # deviation of the noise on the reference's pixels
+    drop_image_token: float = 0.05
+    drop_reference: float = 0.05
+    sampling: SamplerConfig = field(  # what the released model is sampled with by default
+        default_factory=lambda: SamplerConfig(steps=20, sigma_min=0.02, sigma_max=80.0)
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.holdout_tail < 1:
+            raise ValueError(
+                f"Got holdout_tail {self.holdout_tail}, but expected a share from 0 (nothing is "
+                "held out) to below 1."
+            )
+        if self.frame_stride < 1:
+            raise ValueError(f"Got frame_stride {self.frame_stride}, but expected at least 1.")
+
+    def build_task(self, seed: int) -> "AnimateTask":
+        if not self.shards:
+            raise ValueError(
+                "The animator has no shards to learn from: give the folder that `animator curate` "
+                "wrote, with --set task.shards=DIR."
+            )
+        return AnimateTask(self, ClipStore(self.shards), seed)
+
+
+def trained_frames(num_frames: int, holdout_tail: float) -> int:
+    """How many frames from a clip's start are trained on; the rest are held out."""
+    return num_frames - math.floor(num_frames * holdout_tail)
+
+
+class AnimateTask:
+    """Draws clips with a reference frame, and computes eq. 25 on them."""
+
+    name = "animator"
+
+    def __init__(self, config: AnimateConfig, clips: ClipStore, seed: int):
+        self.config = config
+        self.seed = seed
+        self.clips = clips
+        self.fingerprint = clips.fingerprint
+        if not len(clips):
+            raise ValueError(
+                f"{config.shards} holds no kept clip: see its report for why clips were rejected."
+            )
+        self.num_samples = len(clips)
+        self.order = ClipOrder(len(clips), seed)
+        self.size = (config.animator.height, config.animator.width)
+        self.framed = FramedClips(clips, self.size, config.framing)
+        self.device = torch.device("cpu")
+        self.encoder = ReferenceEncoder(config.animator)
+
+    def build(self) -> nn.Module:
+        return Animator(self.config.animator).train()
+
+    def prepare(self, device: torch.device) -> None:
+        self.device = device
+        self.encoder.to(device)
+
+    def batch(self, samples: Sequence[int]) -> Batch:
+        examples = [self._example(sample) for sample in samples]
+        return {key: torch.stack([e[key] for e in examples]) for key in examples[0]}
+
+    def _example(self, sample: int) -> dict[str, Tensor]:
+        config = self.config
+        index = self.order.clip(sample)
+        generator = sample_generator(self.seed, sample)
+        chosen, reference = self._choose(index, generator)
+        clip = self.framed.clip(index)
+        image = self.framed.frames(index, np.array([reference]))[0]
+        cell = config.animator.spatial_factor
+        grid = (self.size[0] // cell, self.size[1] // cell)
+        shape = (len(chosen), config.animator.latent_channels, *grid)
+        draw = torch.rand(2, generator=generator)
+        return {
+            "frames": torch.from_numpy(self.framed.frames(index, chosen)),
+            "poses": torch.from_numpy(self.framed.poses(index, chosen)),
+            "reference": torch.from_numpy(image),
+            "reference_noise": torch.randn(3, *self.size, generator=generator),
+            "face_embedding": self._embedding(index, reference, image),
+            "face_mask": torch.from_numpy(face_mask(clip.face_boxes[chosen], self.size, cell)),
+            "sigma": edm.training_sigma(generator, config.sigma_mean, config.sigma_spread)[0],
+            "noise": torch.randn(shape, generator=generator),
+            "keep_image_token": (draw[0] >= config.drop_image_token).float(),
+            "keep_reference": (draw[1] >= config.drop_reference).float(),
+            "fps": torch.tensor(self.clips.fps(index) / config.frame_stride),
+        }
+
+    def _choose(self, index: int, generator: torch.Generator) -> tuple[np.ndarray, int]:
+        """Frame numbers of the clip, and a reference frame outside of it where there is one."""
+        usable = trained_frames(self.clips.num_frames(index), self.config.holdout_tail)
+        count = self.config.animator.num_frames
+        span = (count - 1) * self.config.frame_stride + 1
+        start = int(torch.randint(max(1, usable - span + 1), (1,), generator=generator))
+        # A clip shorter than the span holds its last frame.
+        chosen = np.minimum(start + np.arange(count) * self.config.frame_stride, usable - 1)
+        outside = usable - (int(chosen[-1]) - start + 1)
+        if outside < 1:
+            return chosen, int(torch.randint(usable, (1,), generator=generator))
+        pick = int(torch.randint(outside, (1,), generator=generator))
+        return chosen, pick if pick < start else pick + (int(chosen[-1]) - start + 1)
+
+    def _embedding(self, index: int, frame: int, framed_image: np.ndarray) -> Tensor:
+        if self.encoder.needs_full_frames:
+            faces = self.clips.faces(index)
+            boxes, marks, score = faces.boxes[frame], faces.landmarks[frame], faces.score[frame]
+            image = self.clips.frames(index, [frame])[0]
+        else:
+            clip = self.framed.clip(index)
+            boxes, marks = clip.face_boxes[frame], clip.landmarks[frame]
+            score, image = np.ones(len(boxes), np.float32), framed_image
+        areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=-1) if len(boxes) else np.zeros(0)
+        if not len(areas) or areas.max() <= 0:
+            return self.encoder.face_embedding(image, None)
+        largest = int(areas.argmax())
+        face = Face(box=boxes[largest], landmarks=marks[largest], score=float(score[largest]))
+        return self.encoder.face_embedding(image, face)
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor | float]]:
+        config = self.config
+        batch_size, num_frames = batch["frames"].shape[:2]
+        sigma, keep_reference = batch["sigma"], batch["keep_reference"]
+        with torch.no_grad():
+            frames = rearrange(to_unit(batch["frames"]), "b t h w c -> (b t) c h w")
+            clean = rearrange(
+                self.encoder.codec.encode(frames), "(b t) ... -> b t ...", b=batch_size
+            )
+            image = rearrange(to_unit(batch["reference"]), "b h w c -> b c h w")
+            token = self.encoder.image_token(image)
+            noisy_image = image + config.noise_augmentation * batch["reference_noise"]
+            reference = self.encoder.reference_latents(noisy_image)
+        token = token * batch["keep_image_token"][:, None, None]
+        reference = reference * keep_reference[:, None, None, None]
+        reference = repeat(reference, "b c h w -> b t c h w", t=num_frames)
+        poses = rearrange(to_unit(batch["poses"]), "b t h w c -> (b t) c h w")
+        time_ids = added_time_ids(1.0, config.noise_augmentation, batch_size).to(sigma)
+        time_ids[:, 0] = batch["fps"] - 1
+
+        def network(scaled: Tensor, timestep: Tensor) -> Tensor:
+            sample = torch.cat([scaled, reference.to(scaled)], dim=2)
+            return model(sample, timestep, token, batch["face_embedding"], poses, time_ids)
+
+        noisy = clean + batch["noise"] * sigma[:, None, None, None, None]
+        denoised = edm.precondition(network, noisy, sigma, config.animator.sigma_data)
+        weight = edm.loss_weight(sigma, config.animator.sigma_data)
+        return denoising_loss(denoised, clean, batch["face_mask"], weight), {}
+
+    def save_model(self, state: dict[str, Tensor], folder: Path) -> None:
+        about: dict[str, Any] = {
+            "sampling": to_dict(self.config.sampling),
+            "encoders": self.encoder.models,
+            "trained_on": {"animator": {"data": self.fingerprint}},
+        }
+        block = None
+        if self.config.alignment:
+            block = load_alignment(Path(self.config.alignment))
+        save_model(
+            folder,
+            animator=(self.config.animator, state),
+            alignment=None if block is None else (block.config, block.state_dict()),
+            about=about,
+        )
+
+
+def to_unit(pixels: Tensor) -> Tensor:
+    """uint8 to [-1, 1]."""
+    return pixels.float() / 127.5 - 1
