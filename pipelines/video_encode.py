@@ -138,9 +138,10 @@ def _checked(frame: np.ndarray, size: tuple[int, ...] | None, path: Path) -> np.
 
 
 def _add_video(container: OutputContainer, size, rate: Fraction, options: dict, gop: int):
-    video = container.add_stream(
-        "libx264", rate=rate, options={**options, "x264-params": "threads=1:sliced-threads=0"}
-    )
+    # Without cpu-independent, x264's macroblock tree rounds by how its buffers happen to be aligned
+    # and the same frames give different bytes even within one process.
+    params = "threads=1:sliced-threads=0:cpu-independent=1"
+    video = container.add_stream("libx264", rate=rate, options={**options, "x264-params": params})
     context = video.codec_context
     context.height, context.width = (side + side % 2 for side in size)
     context.pix_fmt = "yuv420p"
