@@ -12,14 +12,14 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 from inference import outputs
-from inference.engine_factory import DEFAULT_FACTORY, model_fingerprint, open_engine
+from inference.engine_factory import DEFAULT_FACTORY, Engine, model_fingerprint, open_engine
 from inference.outputs import FolderLock
 from inference.requests import AnimationRequest, ManifestItem, read_manifest
 
@@ -95,8 +95,7 @@ class _Task:
         else:
             self.error_file.unlink(missing_ok=True)
         self.starts_file.unlink(missing_ok=True)
-        fields = {"id": self.id, "identity": self.identity, "request": self.request}
-        return _Task(**fields, status=status, error=error, seconds=round(seconds, 3))
+        return replace(self, status=status, error=error, seconds=round(seconds, 3))
 
     def to_row(self) -> dict[str, str]:
         values = asdict(self)
@@ -113,25 +112,35 @@ class EngineActor:
 
     def __init__(self, config: BatchConfig) -> None:
         self.lock = FolderLock(config.out, WORKERS, "batch", shared=True, wait=WORKERS_SECONDS)
-        self.engine = open_engine(
-            config.engine_factory, config.model_dir, face=config.face, pose=config.pose
-        )
+        self.engine: Engine | None = None
+        self.refusal = ("", "")
+        try:
+            self.engine = open_engine(
+                config.engine_factory, config.model_dir, face=config.face, pose=config.pose
+            )
+        except Exception as error:  # Ray Data would tell the driver no more than that it died
+            log.exception("the engine cannot be opened")
+            status = "refused" if isinstance(error, ValueError) else "broken"
+            self.refusal = (status, _sentence(error))
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Make one item and publish it, or record why it failed; never raises for the item."""
         task = _Task.from_row(row)
+        if self.engine is None:
+            status, error = self.refusal
+            return replace(task, status=status, error=error).to_row()
         if task.is_done():  # the process died after publishing, before it could answer
             return task.ended("done").to_row()
         started = time.time()
         try:
-            self._make(task)
+            self._make(self.engine, task)
         except Exception as error:
             if not isinstance(error, ValueError):
                 log.exception("%s: failed", task.id)
             return task.ended("failed", _sentence(error), time.time() - started).to_row()
         return task.ended("done", seconds=time.time() - started).to_row()
 
-    def _make(self, task: _Task) -> None:
+    def _make(self, engine: Engine, task: _Task) -> None:
         deaths = task.starts_file.stat().st_size if task.starts_file.exists() else 0
         if deaths >= MAX_DEATHS:
             raise RuntimeError(f"the engine's process died {deaths} times on this item")
@@ -140,7 +149,7 @@ class EngineActor:
         staged = task.starts_file.with_name(f"{task.final.stem}.{os.getpid()}.mp4")
         request = AnimationRequest.from_json({**task.request, "output": staged})
         try:
-            made = self.engine.run(request)
+            made = engine.run(request)
             record = {**made, "id": task.id, "output": task.final.name, "identity": task.identity}
             outputs.publish(staged, task.final, outputs.describe(staged, record))
         finally:
@@ -260,11 +269,15 @@ def _run(config: BatchConfig, tasks: list[_Task]) -> Iterator[_Task]:
             num_gpus=gpus,
         )
         for row in dataset.iter_rows():
-            yield _Task.from_row(row)
+            result = _Task.from_row(row)
+            if result.status == "refused":
+                raise BatchError(f"the engine cannot be opened: {result.error}")
+            if result.status == "broken":
+                raise RuntimeError(f"the engine cannot be opened: {result.error}")
+            yield result
     except RayError as error:
         cause = getattr(error, "cause", None) or error
-        kind = BatchError if isinstance(cause, ValueError) else RuntimeError
-        raise kind(_sentence(cause)) from None
+        raise RuntimeError(_sentence(cause)) from None
     finally:
         if ours:
             ray.shutdown()
@@ -287,7 +300,7 @@ def _start_ray(num_cpus: int) -> None:
     )
 
 
-def _check_budget(config: BatchConfig, cpus: int, resources: dict[str, float]) -> int:
+def _check_budget(config: BatchConfig, cpus: int, resources: Mapping[str, float]) -> int:
     """GPUs an engine. Ray Data waits for ever, and says nothing, for what a cluster lacks."""
     have, need = int(resources.get("CPU", 0)), config.engines * cpus + 1
     if have < need:

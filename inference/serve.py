@@ -186,7 +186,7 @@ class _Engines:
         try:
             ray.get(self._loading)
         except RayError as error:
-            raise EngineStartError(_reason(error)) from None
+            raise _engine_error(error) from None
         self.running = [actor.run.remote() for actor in self.actors.values()]
 
     def check(self) -> None:
@@ -198,7 +198,7 @@ class _Engines:
         try:
             ray.get(ended)
         except RayError as error:
-            raise EngineStartError(_reason(error)) from None
+            raise _engine_error(error) from None
 
     def restart(self, owner: str) -> None:
         """Kill an engine that stopped answering; Ray starts it again."""
@@ -301,6 +301,9 @@ def _free_port(host: str, port: int) -> int:
         time.sleep(0.2)
 
 
-def _reason(error: Exception) -> str:
+def _engine_error(error: Exception) -> Exception:
     cause = getattr(error, "cause", None) or error
-    return f"the engine cannot be opened: {str(cause).strip().splitlines()[0]}"
+    kind = ServeError if isinstance(cause, ValueError) else EngineStartError
+    return kind(
+        f"the engine cannot be opened: {(str(cause).strip() or repr(cause)).splitlines()[0]}"
+    )

@@ -1,0 +1,156 @@
+"""A batch on real Ray Data: failures stay their own, and a kill loses and repeats nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from inference import outputs
+from inference.batch import BatchConfig, BatchError, animate_batch
+from inference.requests import RequestError
+from pipelines.video import encode, probe
+
+HERE = Path(__file__).parent
+FACTORY = "stand_in_engine:StandInEngine"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    Image.new("RGB", (48, 64), "teal").save(tmp_path / "person.png")
+    encode(tmp_path / "dance.mp4", [np.full((32, 32, 3), 90, np.uint8)] * 6, fps=8)
+    return tmp_path
+
+
+def manifest(folder: Path, *seeds: int) -> BatchConfig:
+    lines = [
+        {"reference": "person.png", "driving": "dance.mp4", "seed": seed, "id": f"item-{seed}"}
+        for seed in seeds
+    ]
+    path = folder / "manifest.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return BatchConfig(
+        manifest=path,
+        out=folder / "out",
+        model_dir=folder / "model",
+        engine_factory=FACTORY,
+        cpus_per_engine=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One Ray for the tests that run in this process."""
+    import ray
+
+    path = os.pathsep.join([str(HERE), *sys.path])
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=200 << 20,
+        runtime_env={"env_vars": {"PYTHONPATH": path}},
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_failures_are_recorded_stop_nothing_and_are_tried_again(folder: Path) -> None:
+    config = manifest(folder, 1, 401, 500, 666, 2)
+    summary = animate_batch(config, show_progress=False)
+    assert (summary["done"], summary["skipped"], summary["failed"]) == (2, 0, 3)
+    assert summary == outputs.read_json(config.out / "batch.json")
+    errors = {item["id"]: item["error"] for item in summary["items"] if "error" in item}
+    assert errors["item-401"].endswith("no person found; choose a clearer picture")
+    assert errors["item-500"].startswith("RuntimeError: out of memory")
+    assert errors["item-666"].endswith("process died 3 times on this item")
+    for seed in (401, 500, 666):
+        record = outputs.read_json(config.out / f"item-{seed}.error.json")
+        assert record is not None
+        assert record["error"] == errors[f"item-{seed}"]
+    assert probe(config.out / "item-1.mp4").num_frames == 4
+
+    # The picture is changed, so that everything is another item now; one error is mended.
+    (config.out / "item-2.mp4").write_bytes(b"a damaged video")
+    summary = animate_batch(manifest(folder, 1, 401, 2), show_progress=False)
+    status = {item["id"]: item["status"] for item in summary["items"]}
+    assert status == {"item-1": "skipped", "item-401": "failed", "item-2": "done"}
+
+    Image.new("RGB", (48, 64), "red").save(folder / "person.png")
+    summary = animate_batch(manifest(folder, 1), show_progress=False)
+    assert (summary["done"], summary["skipped"]) == (1, 0)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_what_cannot_run_is_said_at_once(folder: Path) -> None:
+    config = manifest(folder, 1)
+    greedy = BatchConfig(**{**vars(config), "cpus_per_engine": 2})
+    with pytest.raises(BatchError, match="need 3 CPUs, the cluster has 2; ask for fewer"):
+        animate_batch(greedy, show_progress=False)
+    (folder / "model" / "config.json").rename(folder / "model" / "other.json")
+    with pytest.raises(BatchError, match=r"no config\.json; give a model folder"):
+        animate_batch(config, show_progress=False)
+
+
+def test_nothing_starts_on_a_malformed_manifest(folder: Path) -> None:
+    config = manifest(folder, 1, 2)
+    with config.manifest.open("a") as stream:
+        stream.write('{"reference": "person.png"}\n')
+    with pytest.raises(RequestError, match="line 3: 'driving' is missing"):
+        animate_batch(config)
+    assert not config.out.exists()
+
+
+def test_outputs_never_overwrite_inputs(folder: Path) -> None:
+    config = manifest(folder, 1)
+    line = {"reference": "person.png", "driving": "dance.mp4", "output": "dance.mp4"}
+    config.manifest.write_text(json.dumps(line))
+    with pytest.raises(BatchError, match=r"line 1: 'dance\.mp4' would be written over an input"):
+        animate_batch(BatchConfig(**{**vars(config), "out": folder}))
+
+
+def test_a_killed_batch_loses_and_repeats_nothing(folder: Path) -> None:
+    config = manifest(folder, *range(8))
+    log = folder / "log"
+    env = {**os.environ, "STAND_IN_LOG": str(log), "STAND_IN_SECONDS": "0.08"}
+    env["PYTHONPATH"] = os.pathsep.join([str(HERE), *sys.path])
+    script = (
+        "from pathlib import Path; from inference.batch import BatchConfig, animate_batch\n"
+        f"animate_batch(BatchConfig(manifest=Path({str(config.manifest)!r}),"
+        f" out=Path({str(config.out)!r}), model_dir=Path({str(config.model_dir)!r}),"
+        f" engine_factory={FACTORY!r}))\n"
+    )
+    command = [sys.executable, "-c", script]
+    process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 90
+    while not (config.out / "item-2.json").exists() and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = {p.name for p in config.out.glob("item-*.mp4") if outputs.published(p)}
+    assert 1 <= len(finished) < 8
+
+    subprocess.run(command, env=env, stderr=subprocess.DEVNULL, check=True, timeout=120)
+    summary = outputs.read_json(config.out / "batch.json")
+    assert summary is not None
+    assert (summary["done"] + summary["skipped"], summary["failed"]) == (8, 0)
+    assert summary["skipped"] >= len(finished)
+    assert all(outputs.published(config.out / f"item-{seed}.mp4") for seed in range(8))
+    starts = Counter(line.split()[2] for line in log.read_text().split("\n") if "start" in line)
+    # One item was in the making when the batch was killed; it alone began twice.
+    assert sum(starts.values()) <= 9
+    assert all(starts[name.removesuffix(".mp4").removeprefix("item-")] == 1 for name in finished)
+    left = {p.name for p in config.out.iterdir()} - {".batch.lock", ".batch.workers", "batch.json"}
+    assert left == {f"item-{seed}.{kind}" for seed in range(8) for kind in ("mp4", "json")}
