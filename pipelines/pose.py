@@ -1,0 +1,239 @@
+"""People's keypoints over the frames of a clip: the protocol, tracks, and the choice of backend.
+
+Keypoints are COCO-18 in 0..1 of the frame with a score in 0..1, 0 where missing; boxes are xyxy in
+0..1. A clip's people are ordered by how much of the picture they fill for how long.
+
+T frames, P people, K = 18 keypoints
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from pipelines.models import ENVIRONMENT, locate_pose_models
+
+NUM_KEYPOINTS = 18
+VISIBLE = 0.3
+MAX_PEOPLE = 16
+MIN_OVERLAP = 0.2
+MAX_GAP = 8
+
+
+class PoseError(ValueError):
+    """Keypoints or a pose model that cannot be used; the message says how to mend it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoseTrack:
+    """Keypoints (T, P, 18, 2), score (T, P, 18) and boxes (T, P, 4); absent people are zeros.
+
+    A joint scored below `threshold` is missing; `backend` says who found the keypoints.
+    """
+
+    keypoints: np.ndarray
+    score: np.ndarray
+    boxes: np.ndarray
+    threshold: float = VISIBLE
+    backend: str = ""
+
+    @property
+    def num_people(self) -> int:
+        """P, the number of tracks."""
+        return self.keypoints.shape[1]
+
+    def main(self, person: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Keypoints (T, 18, 2) and score (T, 18) of one person, zeros where there is none."""
+        if person < self.num_people:
+            return self.keypoints[:, person], self.score[:, person]
+        frames = len(self.keypoints)
+        return (
+            np.zeros((frames, NUM_KEYPOINTS, 2), np.float32),
+            np.zeros((frames, NUM_KEYPOINTS), np.float32),
+        )
+
+    def missing_share(self, threshold: float | None = None, person: int = 0) -> float:
+        """Share of one person's keypoints over all frames that are missing; 1 without a person."""
+        limit = self.threshold if threshold is None else threshold
+        score = self.main(person)[1]
+        return float((score < limit).mean()) if score.size else 1.0
+
+    @staticmethod
+    def empty(frames: int, threshold: float = VISIBLE, backend: str = "") -> "PoseTrack":
+        """A track of no people."""
+        return PoseTrack(
+            keypoints=np.zeros((frames, 0, NUM_KEYPOINTS, 2), np.float32),
+            score=np.zeros((frames, 0, NUM_KEYPOINTS), np.float32),
+            boxes=np.zeros((frames, 0, 4), np.float32),
+            threshold=threshold,
+            backend=backend,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Person:
+    """One person in one frame: keypoints (18, 2), score (18,), box (4,)."""
+
+    keypoints: np.ndarray
+    score: np.ndarray
+    box: np.ndarray
+
+
+class PoseBackend(Protocol):
+    """What the rooms use of a pose model."""
+
+    name: str
+    licence: str
+    reason: str
+    threshold: float
+
+    def track(
+        self,
+        frames: Sequence[np.ndarray],
+        *,
+        source: Path | None = None,
+        times: np.ndarray | None = None,
+    ) -> PoseTrack:
+        """People over the uint8 RGB frames of one clip.
+
+        `source` is the file that the frames come from, `times` their seconds in it.
+        """
+        ...
+
+
+def box_overlap(one: np.ndarray, other: np.ndarray) -> float:
+    """Intersection over union of two xyxy boxes."""
+    low, high = np.maximum(one[:2], other[:2]), np.minimum(one[2:], other[2:])
+    shared = float(np.prod(np.maximum(high - low, 0)))
+    total = float(np.prod(one[2:] - one[:2]) + np.prod(other[2:] - other[:2])) - shared
+    return shared / total if total > 0 else 0.0
+
+
+def link_people(
+    frames: Sequence[Sequence[Person]], *, threshold: float = VISIBLE, backend: str = ""
+) -> PoseTrack:
+    """Tracks from the people of each frame, by greatest box overlap first.
+
+    A person may be lost for MAX_GAP frames. Tracks are ordered by visible area times duration, and
+    the first MAX_PEOPLE are kept.
+    """
+    tracks: list[dict[int, Person]] = []
+    for index, people in enumerate(frames):
+        pairs = []
+        for number, track in enumerate(tracks):
+            last = max(track)
+            if index - last <= MAX_GAP:
+                pairs += [
+                    (box_overlap(track[last].box, person.box), number, who)
+                    for who, person in enumerate(people)
+                ]
+        free, unmatched = set(range(len(tracks))), set(range(len(people)))
+        for overlap, number, who in sorted(pairs, key=lambda pair: (-pair[0], pair[1:])):
+            if overlap >= MIN_OVERLAP and number in free and who in unmatched:
+                tracks[number][index] = people[who]
+                free.discard(number)
+                unmatched.discard(who)
+        tracks += [{index: people[who]} for who in sorted(unmatched)]
+    tracks.sort(key=lambda track: -sum(_area(person.box) for person in track.values()))
+    tracks = tracks[:MAX_PEOPLE]
+    linked = PoseTrack.empty(len(frames), threshold, backend)
+    if not tracks:
+        return linked
+    shape = (len(frames), len(tracks))
+    keypoints = np.zeros((*shape, NUM_KEYPOINTS, 2), np.float32)
+    score, boxes = np.zeros((*shape, NUM_KEYPOINTS), np.float32), np.zeros((*shape, 4), np.float32)
+    for number, track in enumerate(tracks):
+        for index, person in track.items():
+            keypoints[index, number] = person.keypoints
+            score[index, number] = person.score
+            boxes[index, number] = person.box
+    return PoseTrack(
+        keypoints=keypoints, score=score, boxes=boxes, threshold=threshold, backend=backend
+    )
+
+
+def _area(box: np.ndarray) -> float:
+    box = box.clip(0, 1)
+    return float(np.prod(np.maximum(box[2:] - box[:2], 0)))
+
+
+def boxes_around(keypoints: np.ndarray, score: np.ndarray, threshold: float) -> np.ndarray:
+    """Boxes (..., 4) around the visible keypoints (..., K, 2), a tenth wider; zeros for none."""
+    visible = (score >= threshold)[..., None]
+    low = np.where(visible, keypoints, np.inf).min(-2)
+    high = np.where(visible, keypoints, -np.inf).max(-2)
+    seen = visible.any((-2, -1))[..., None]
+    low, high = np.where(seen, low, 0), np.where(seen, high, 0)
+    margin = 0.05 * (high - low)
+    return np.concatenate([low - margin, high + margin], -1).clip(0, 1).astype(np.float32)
+
+
+def without_outside(keypoints: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Keypoints and scores where a joint outside the frame, or not finite, is missing."""
+    finite = np.isfinite(keypoints).all(-1) & np.isfinite(score)
+    inside = finite & ((keypoints >= 0) & (keypoints <= 1)).all(-1) & (score > 0)
+    score = np.where(inside, np.where(finite, score, 0).clip(0, 1), 0)
+    return np.where(inside[..., None], keypoints, 0).astype(np.float32), score.astype(np.float32)
+
+
+class AutoPoseBackend:
+    """Keypoints from a file where one lies beside the source, else from `network`, else none."""
+
+    def __init__(self, network: PoseBackend | None):
+        from pipelines.pose_file import FilePoseBackend
+
+        self._file = FilePoseBackend()
+        self._network = network
+        self.name = "auto"
+        self.licence = "that of the keypoints file" if network is None else network.licence
+        self.threshold = VISIBLE if network is None else network.threshold
+        fallback = "no keypoints: no pose models were found" if network is None else network.reason
+        self.reason = f"keypoints beside the source where they lie there, else {fallback}"
+
+    def track(
+        self,
+        frames: Sequence[np.ndarray],
+        *,
+        source: Path | None = None,
+        times: np.ndarray | None = None,
+    ) -> PoseTrack:
+        """People of one clip; the track's `backend` and `threshold` say who found them."""
+        if self._file.find(source) is not None:
+            return self._file.track(frames, source=source, times=times)
+        if self._network is not None:
+            return self._network.track(frames, source=source, times=times)
+        return PoseTrack.empty(len(frames), backend="none")
+
+
+def open_pose_backend(choice: str = "auto", *, threads: int = 2) -> PoseBackend:
+    """The backend for `auto`, `onnx` (best pair present), `dwpose` or `file`.
+
+    Raises PoseError for an unknown choice or models that are not there.
+    """
+    if choice == "file":
+        from pipelines.pose_file import FilePoseBackend
+
+        return FilePoseBackend()
+    if choice not in ("auto", "onnx", "dwpose"):
+        raise PoseError(f"pose backend {choice!r}; expected auto, onnx, dwpose or file")
+    models = locate_pose_models("dwpose" if choice == "dwpose" else None)
+    if models is None:
+        if choice == "auto":
+            return AutoPoseBackend(None)
+        wanted = "DWPose network" if choice == "dwpose" else "pose network"
+        raise PoseError(
+            f"no person detector and {wanted} were found; put them in a folder pose/ below "
+            f"{ENVIRONMENT}, or give keypoints beside the video"
+        )
+    from pipelines.pose_onnx import OnnxPoseBackend
+
+    network = OnnxPoseBackend(
+        models.detector,
+        models.pose,
+        licence=models.licence,
+        threads=threads,
+        reason=f"the best pose models found: {models.detector.name} and {models.pose.name}",
+    )
+    return AutoPoseBackend(network) if choice == "auto" else network

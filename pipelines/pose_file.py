@@ -1,0 +1,144 @@
+"""Keypoints from a file beside the video, in our own arrays or in DWPose's.
+
+T frames of the file, P people
+"""
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.pose import (
+    NUM_KEYPOINTS,
+    VISIBLE,
+    PoseError,
+    PoseTrack,
+    boxes_around,
+    without_outside,
+)
+from pipelines.video import VideoError, probe
+
+MAX_FILE_BYTES = 1 << 30
+SUFFIXES = (".pose.npz", ".dwpose.npz")
+
+
+class FilePoseBackend:
+    """Keypoints that lie beside the video: NAME.pose.npz, or NAME.dwpose.npz in DWPose's arrays."""
+
+    name = "file"
+    licence = "that of the keypoints file"
+    threshold = VISIBLE
+
+    def __init__(self, *, reason: str = "asked for keypoints from a file"):
+        self.reason = reason
+
+    @staticmethod
+    def find(source: Path | None) -> Path | None:
+        """The keypoints file beside `source`, if there is one."""
+        if source is None:
+            return None
+        places = [source.with_name(source.stem + suffix) for suffix in SUFFIXES]
+        return next((place for place in places if place.is_file()), None)
+
+    def track(
+        self,
+        frames: Sequence[np.ndarray],
+        *,
+        source: Path | None = None,
+        times: np.ndarray | None = None,
+    ) -> PoseTrack:
+        """The file's people at `times` (its nearest frame); PoseError where there is no file."""
+        path = self.find(source)
+        if path is None or source is None:
+            raise PoseError(f"{source}: no keypoints beside it; expected NAME.pose.npz")
+        arrays = _read_arrays(path)
+        keypoints, score, boxes = _people_of(arrays, path)
+        index = _nearest(len(keypoints), len(frames), times, arrays, source, path)
+        inside = (index >= 0) & (index < len(keypoints))
+        index = index.clip(0, len(keypoints) - 1)
+        score = np.where(inside[:, None, None], score[index], 0)
+        keypoints, score = without_outside(keypoints[index], score)
+        threshold = float(arrays.get("threshold", VISIBLE))
+        if boxes is None:
+            boxes = boxes_around(keypoints, score, threshold)
+        else:
+            boxes = np.where(inside[:, None, None], boxes[index], 0).clip(0, 1).astype(np.float32)
+        order = np.argsort(-np.prod(boxes[..., 2:] - boxes[..., :2], -1).sum(0), kind="stable")
+        return PoseTrack(
+            keypoints=keypoints[:, order],
+            score=score[:, order],
+            boxes=boxes[:, order],
+            threshold=threshold,
+            backend=f"{self.name}:{path.name}",
+        )
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > MAX_FILE_BYTES:
+            raise PoseError(f"{path}: unpacks to {size} bytes, expected at most {MAX_FILE_BYTES}")
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except PoseError:
+        raise
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise PoseError(
+            f"{path}: not a keypoints file ({error}); write it with numpy.savez"
+        ) from None
+
+
+def _people_of(
+    arrays: dict[str, np.ndarray], path: Path
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Keypoints (T, P, 18, 2), score (T, P, 18) and boxes (T, P, 4) or None."""
+    names = ("candidate", "subset") if "candidate" in arrays else ("keypoints", "score")
+    if not all(name in arrays for name in names):
+        found = ", ".join(arrays) or "nothing"
+        raise PoseError(f"{path}: has {found}; expected keypoints and score (or candidate, subset)")
+    keypoints, score = (arrays[name].astype(np.float32) for name in names)
+    frames = len(score)
+    if not frames or score.shape[-1] < NUM_KEYPOINTS:
+        raise PoseError(f"{path}: score is {score.shape}, expected (T, P, {NUM_KEYPOINTS})")
+    score = score.reshape(frames, -1, score.shape[-1])
+    if keypoints.shape[-1] != 2 or keypoints.size != 2 * score.size:
+        raise PoseError(
+            f"{path}: {names[0]} is {keypoints.shape}, {names[1]} {score.shape}; "
+            f"expected (T, P, {NUM_KEYPOINTS}, 2) and (T, P, {NUM_KEYPOINTS})"
+        )
+    keypoints = keypoints.reshape(*score.shape, 2)[..., :NUM_KEYPOINTS, :]
+    boxes = arrays.get("boxes")
+    if boxes is not None and boxes.shape != (*score.shape[:2], 4):
+        raise PoseError(f"{path}: boxes is {boxes.shape}, expected {(*score.shape[:2], 4)}")
+    return keypoints, score[..., :NUM_KEYPOINTS], boxes
+
+
+def _nearest(
+    available: int,
+    wanted: int,
+    times: np.ndarray | None,
+    arrays: dict[str, np.ndarray],
+    source: Path,
+    path: Path,
+) -> np.ndarray:
+    """The file's frame for each frame of the clip; out of range where the file has none."""
+    if available == 1:
+        return np.zeros(wanted, int)
+    if times is None:
+        if wanted != available:
+            raise PoseError(
+                f"{path}: keypoints of {available} frames, the clip has {wanted}; give their times"
+            )
+        return np.arange(wanted)
+    if len(times) != wanted:
+        raise PoseError(f"{len(times)} times for {wanted} frames; give one a frame")
+    if "fps" in arrays:
+        fps = float(arrays["fps"])
+    else:
+        try:
+            fps = probe(source).fps
+        except VideoError as error:
+            raise PoseError(f"{path}: has no fps and its video gives none: {error}") from None
+    return np.rint(np.asarray(times) * fps + 1e-6).astype(int)
