@@ -149,13 +149,13 @@ def split_member(name: str) -> tuple[str, str]:
     return match[1], match[2]
 
 
-def encode_json(data: Any) -> bytes:
-    """Sorted, indented JSON of dataclasses and plain values; floats rounded to 6 digits.
+def encode_json(data: Any, digits: int = 6) -> bytes:
+    """Sorted, indented JSON of dataclasses and plain values; floats rounded to `digits`.
 
     Not-a-number and infinity become null, which every reader understands.
     """
     text = json.dumps(
-        _rounded(to_dict(data)), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False
+        _rounded(to_dict(data), digits), sort_keys=True, indent=1, allow_nan=False
     )
     return text.encode() + b"\n"
 
@@ -271,13 +271,13 @@ def _read_array(data: bytes, what: str) -> np.ndarray:
     return flat.reshape(shape, order="F" if fortran else "C")
 
 
-def _rounded(value: Any) -> Any:
+def _rounded(value: Any, digits: int) -> Any:
     if isinstance(value, dict):
-        return {key: _rounded(entry) for key, entry in value.items()}
+        return {key: _rounded(entry, digits) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_rounded(entry) for entry in value]
+        return [_rounded(entry, digits) for entry in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else None
+        return round(value, digits) if math.isfinite(value) else None
     return value

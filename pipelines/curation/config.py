@@ -6,14 +6,15 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class VideoConfig:
-    """What a source may cost. The limits hold for every source of a run."""
+    """What a source may cost; `timeout_seconds` is of wall time for all the work on one source."""
 
     max_bytes: int = 4 << 30
     max_pixels: int = 40_000_000
     max_seconds: float = 1800.0
+    timeout_seconds: float = 3600.0
 
     def __post_init__(self) -> None:
-        _positive("video", self, "max_bytes", "max_pixels", "max_seconds")
+        _positive("video", self, "max_bytes", "max_pixels", "max_seconds", "timeout_seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
