@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -38,9 +38,13 @@ class ToyTask(Task):
     def build(self) -> nn.Module:
         width = self.config.width
         model = nn.Sequential(
-            nn.Linear(4, width), nn.GELU(), nn.Dropout(0.1), nn.Linear(width, 1), nn.Linear(1, 1)
+            nn.Linear(4, width),
+            nn.GELU(),
+            nn.Dropout(self.config.dropout),
+            nn.Linear(width, 1),
+            nn.Linear(1, 1),
         )
-        model[4].requires_grad_(False)  # a frozen part inside the model
+        model[-1].requires_grad_(False)  # a frozen part inside the model
         return model.train()
 
     def batch(self, samples: Sequence[int]) -> Batch:
@@ -53,7 +57,7 @@ class ToyTask(Task):
         y = torch.tanh(x.sum(1, keepdim=True)) + 0.1 * noise[:, 4:]
         if self.config.nan_sample in samples:
             y = y * float("nan")
-        self._kill_self_once(samples)
+        self._accident(samples)
         return {"x": x, "y": y}
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor | float]]:
@@ -63,26 +67,30 @@ class ToyTask(Task):
     def save_model(self, state: dict[str, Tensor], folder: Path) -> None:
         save_file(state, folder / "model.safetensors")
 
-    def _kill_self_once(self, samples: Sequence[int]) -> None:
-        """A worker that dies in the middle of its work, the first time it gets there."""
-        marker = Path(self.config.kill_marker)
-        if self.config.kill_sample in samples and self.config.kill_marker and not marker.exists():
+    def _accident(self, samples: Sequence[int]) -> None:
+        """Die or stop in the middle of the work, the first time this sample is reached."""
+        marker = Path(self.config.accident_marker)
+        if self.config.accident_at in samples and not marker.exists():
             marker.touch()
+            if self.config.accident == "stop":
+                raise KeyboardInterrupt
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ToyConfig:
     name: ClassVar[str] = "toy"
-    may_change: ClassVar[tuple[str, ...]] = ("delay", "kill_sample", "kill_marker")
+    may_change: ClassVar[tuple[str, ...]] = ("delay", "accident", "accident_at", "accident_marker")
 
     width: int = 16
+    dropout: float = 0.0
     data: int = 0
     delay: float = 0.0
     bad_sample: int = -1
     nan_sample: int = -1
-    kill_sample: int = -1
-    kill_marker: str = ""
+    accident: Literal["kill", "stop"] = "kill"
+    accident_at: int = -1
+    accident_marker: str = ""
 
     def build_task(self, seed: int) -> ToyTask:
         return ToyTask(self, seed)
@@ -116,6 +124,27 @@ def toy_config(
     )
 
 
+def reference_losses(config: TrainConfig) -> list[float]:
+    """What plain PyTorch gets from the same task: one process, no ZeRO, no micro-batches."""
+    task = config.task.build_task(config.run.seed)
+    torch.manual_seed(config.run.seed)
+    model, optim = task.build(), config.optim
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        weights, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay
+    )
+    losses, size = [], config.batch.global_batch
+    for start in range(0, optim.samples, size):
+        optimizer.param_groups[0]["lr"] = optim.learning_rate(start)
+        loss, _ = task.loss(model, task.batch(range(start, start + size)))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(weights, optim.clip)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
 def main() -> None:
     from toy_task import toy_config as make_config  # the importable name, for Ray's workers
 
@@ -126,10 +155,17 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--delay", type=float, default=0.0)
-    parser.add_argument("--local", action="store_true")
+    parser.add_argument("--accident-at", type=int, default=-1)
     given = parser.parse_args()
-    config = make_config(workers=given.workers, delay=given.delay)
-    print(train(config, given.out, progress=Quiet(), local=given.local))
+    config = make_config(
+        workers=given.workers,
+        max_failures=1,
+        dropout=0.1,
+        delay=given.delay,
+        accident_at=given.accident_at,
+        accident_marker=str(given.out / "accident"),
+    )
+    train(config, given.out, progress=Quiet())
 
 
 if __name__ == "__main__":

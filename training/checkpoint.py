@@ -129,17 +129,17 @@ def fault(folder: Path, *, thorough: bool = True) -> str | None:
     return None
 
 
-def set_aside_damaged(root: Path, *, thorough: bool = True) -> list[str]:
-    """Rename every folder newer than the newest complete checkpoint; a line for each."""
+def remove_incomplete(root: Path) -> list[str]:
+    """Remove what a kill left behind: folders newer than the newest complete one; a line each."""
+    for scratch in root.glob(".writing-*"):
+        shutil.rmtree(scratch, ignore_errors=True)
     lines = []
     for folder in _folders(root):
-        reason = fault(folder, thorough=thorough)
+        reason = fault(folder)
         if reason is None:
             break
-        target = root / f"damaged-{folder.name}"
-        shutil.rmtree(target, ignore_errors=True)
-        folder.rename(target)
-        lines.append(f"Checkpoint {folder.name} is not complete ({reason}); set aside.")
+        shutil.rmtree(folder)
+        lines.append(f"Checkpoint {folder.name} is not complete ({reason}); removed.")
     return lines
 
 

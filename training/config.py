@@ -6,7 +6,7 @@ Progress is one integer, `samples_seen`; learning rate and cadences are function
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -202,6 +202,11 @@ def read_config(path: Path, task_types: Mapping[str, type]) -> TrainConfig:
     name = data.pop("name")
     if name not in task_types:
         raise ValueError(f"{path} is of task {name!r}, expected one of {', '.join(task_types)}.")
-    groups = {"task": task_types[name]}
-    groups |= {f.name: f.type for f in fields(TrainConfig) if f.name != "task"}  # type: ignore[misc]
-    return TrainConfig(**{key: from_dict(kind, data[key]) for key, kind in groups.items()})
+    return TrainConfig(
+        task=from_dict(task_types[name], data["task"]),
+        optim=from_dict(OptimConfig, data["optim"]),
+        batch=from_dict(BatchConfig, data["batch"]),
+        checkpoint=from_dict(CheckpointConfig, data["checkpoint"]),
+        ema=from_dict(EmaConfig, data["ema"]),
+        run=from_dict(RunConfig, data["run"]),
+    )

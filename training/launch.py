@@ -1,17 +1,6 @@
-"""Start a training run: check, start workers, watch, export. The one place that starts Ray Train.
+"""Start a training run: check, start workers, watch, export. Only here Ray Train is started."""
 
-out/
-  config.json      the resolved settings
-  metrics.jsonl    one line a step
-  checkpoints/     what a run resumes from, and Ray Train's own files
-  model/           the released model (averaged weights)
-  summary.json     written last; a run that has it is finished
-"""
-
-import fcntl
-import json
 import os
-import shutil
 import sys
 import threading
 import time
@@ -19,29 +8,24 @@ import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.overrides import config_hash
 from training import tracking
-from training.config import TrainConfig, binding_settings, changed_settings, describe
-from training.metrics import Console, MetricsTail, Progress, read_metrics
-from training.task import Task
-
-_FAILURE = "failure.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainSummary:
-    """How a run ended."""
-
-    task: str
-    samples_seen: int
-    steps: int
-    loss: float  # of the last step
-    seconds: float  # spent in steps, over all attempts
-    model: Path
-    run_id: str | None  # MLflow's
+from training.config import TrainConfig, binding_settings, describe
+from training.metrics import Console, MetricsTail, Progress
+from training.output import (
+    TrainSummary,
+    export_model,
+    finished_summary,
+    has_failure,
+    only_run_in,
+    prepare_folder,
+    raise_failure,
+    write_failure,
+)
+from training.task import TrainingError
 
 
 def train(
@@ -63,68 +47,47 @@ def train(
     world = 1 if local else config.run.num_workers
     config.accumulation(world)
     with ExitStack() as stack:
-        stack.enter_context(_only_run_in(out))
-        if (summary := _finished(config, out)) is not None:
+        stack.enter_context(only_run_in(out))
+        if (summary := finished_summary(config, out)) is not None:
             return summary
         task = config.task.build_task(config.run.seed)
         if progress is None:
             progress = stack.enter_context(Console(config.num_steps, config.run.log_every))
-        samples_seen = _prepare(config, task, out, world, progress)
-        run = None
+        samples_seen = prepare_folder(config, task, out, world, progress)
         if samples_seen < config.optim.samples:
-            run = _run_workers(config, out, progress, local=local)
-        return _export(config, task, out, run)
+            _run_workers(config, out, progress, local=local)
+        return export_model(config, task, out)
 
 
-def _prepare(config: TrainConfig, task: Task, out: Path, world: int, progress: Progress) -> int:
-    """Check what lies in `out`, write `config.json`; the samples already seen."""
-    from training import checkpoint as ckpt
-
-    root = out / "checkpoints"
-    for line in ckpt.set_aside_damaged(root):
-        progress.note(line)
-    # Ray's own list of checkpoints; one that a kill left torn, or that names a folder that is
-    # gone, would keep Ray from starting. The folders say for themselves what they are.
-    (root / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
-    (out / _FAILURE).unlink(missing_ok=True)
-    latest = ckpt.newest_checkpoint(root, thorough=False)
-    if latest is not None:
-        ckpt.check_resume(latest, config, task.fingerprint, world)
-        progress.note(f"Continuing from {latest.samples_seen} samples.")
-    _write_json(out / "config.json", describe(config))
-    return latest.samples_seen if latest else 0
-
-
-def _run_workers(
-    config: TrainConfig, out: Path, progress: Progress, *, local: bool
-) -> tracking.TrackedRun | None:
-    with ThreadPoolExecutor(1) as pool:
+def _run_workers(config: TrainConfig, out: Path, progress: Progress, *, local: bool) -> None:
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(1))
         opened = None
-        if config.run.track:
-            opened = pool.submit(tracking.open_run, out, config.task.name, describe(config))
-        with ExitStack() as stack:
-            if not local:
-                stack.enter_context(_ray())
-            run = opened.result() if opened else None
-            finished = False
-            try:
-                with _following(out / "metrics.jsonl", progress):
-                    if local:
-                        _train_here(config, out, run)
-                    else:
-                        _train_on_ray(config, out, run)
-                finished = True
-            finally:
-                tracking.close_run(run, finished=finished)
-    return run
+        if config.run.track:  # opened while Ray starts, since both take seconds
+            identity = config_hash(binding_settings(config))
+            opened = pool.submit(
+                tracking.open_run, out, config.task.name, describe(config), identity
+            )
+        session = None if local else stack.enter_context(_ray())
+        run = opened.result() if opened else None
+        stack.enter_context(_following(out / "metrics.jsonl", progress))
+        finished = False
+        try:
+            if local:
+                _train_here(config, out, run)
+            else:
+                _train_on_ray(config, out, run, session)
+            finished = True
+        finally:
+            tracking.close_run(run, finished=finished)
 
 
-def _train_on_ray(config: TrainConfig, out: Path, run: tracking.TrackedRun | None) -> None:
+def _train_on_ray(
+    config: TrainConfig, out: Path, run: tracking.TrackedRun | None, session: Path | None
+) -> None:
     import ray.exceptions
     import ray.train
     from ray.train.torch import TorchTrainer
-
-    from training.loop import TrainingError
 
     use_gpu, cpus = _resources(config)
     trainer = TorchTrainer(
@@ -150,21 +113,21 @@ def _train_on_ray(config: TrainConfig, out: Path, run: tracking.TrackedRun | Non
     try:
         trainer.fit()
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-        _raise_failure(out)
-        raise TrainingError(_sentence(error, out)) from None
-    _raise_failure(out)
+        raise_failure(out)
+        raise TrainingError(_sentence(error, out, session)) from None
+    raise_failure(out)
 
 
 def _worker(payload: dict[str, Any]) -> None:
     """One training worker, in its own process."""
     config, out, run = payload["config"], payload["out"], payload["run"]
-    if (out / _FAILURE).exists():
+    if has_failure(out):
         return  # an earlier attempt ended in a way that this one would repeat
     os.chdir(payload["folder"])
     import ray.train.torch
     import torch
 
-    from training.loop import TrainingError, train_loop
+    from training.loop import train_loop
     from training.reporter import RayReporter
 
     torch.set_num_threads(payload["threads"])
@@ -180,13 +143,12 @@ def _worker(payload: dict[str, Any]) -> None:
             device=ray.train.torch.get_device(),
         )
     except TrainingError as error:
-        _write_failure(out, error)  # on every worker alike: none is left waiting for another
-    except ValueError as error:
-        _write_failure(out, error)
-        raise
-    except Exception:
+        write_failure(out, error)  # on every worker alike: none is left waiting for another
+    except Exception as error:
         with (out / "errors.log").open("a") as file:
             file.write(f"worker {rank}, {time.ctime()}\n{traceback.format_exc()}\n")
+        if isinstance(error, ValueError):
+            write_failure(out, error)
         raise
     finally:
         tracker.close()
@@ -224,72 +186,12 @@ def _tracker(run: tracking.TrackedRun | None) -> tracking.Tracker:
     return tracking.MlflowTracker(run) if run else tracking.NullTracker()
 
 
-def _export(
-    config: TrainConfig, task: Task, out: Path, run: tracking.TrackedRun | None
-) -> TrainSummary:
-    """Write `model/` from the averaged weights of the last checkpoint, then `summary.json`."""
-    import torch
-
-    from training import checkpoint as ckpt
-    from training.loop import TrainingError
-
-    latest = ckpt.newest_checkpoint(out / "checkpoints", thorough=False)
-    records = read_metrics(out / "metrics.jsonl")
-    if latest is None or not records:
-        raise TrainingError(f"{out} holds no checkpoint to export: start the run again.")
-    torch.manual_seed(config.run.seed)
-    model = task.build()
-    model.load_state_dict(latest.average(), strict=False)  # frozen parameters are not averaged
-    scratch, folder = out / ".model", out / "model"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    task.save_model(model.state_dict(), scratch)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(scratch, folder)
-    summary = TrainSummary(
-        task=config.task.name,
-        samples_seen=latest.samples_seen,
-        steps=records[-1]["step"],
-        loss=records[-1]["loss"],
-        seconds=round(sum(record["dt"] for record in records), 3),
-        model=folder,
-        run_id=run.run_id if run else None,
-    )
-    settings = binding_settings(config)
-    _write_json(out / "summary.json", {**asdict(summary), "model": "model", "settings": settings})
-    return summary
-
-
-def _finished(config: TrainConfig, out: Path) -> TrainSummary | None:
-    """The summary of a run that is already complete under the same settings."""
-    path = out / "summary.json"
-    if not path.exists() or not (out / "model").is_dir():
-        return None
-    data = json.loads(path.read_text())
-    settings = data.pop("settings")
-    if data["samples_seen"] < config.optim.samples:
-        return None
-    if changed_settings(settings, binding_settings(config)):
-        return None  # the checkpoint says which, and how to mend it
-    return TrainSummary(**{**data, "model": out / data["model"]})
-
-
 @contextmanager
-def _only_run_in(out: Path) -> Iterator[None]:
-    """Refuse a second run in the same folder while the first one lives."""
-    with (out / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"{out} is in use by another run: wait for it, or choose another folder."
-            ) from None
-        yield
+def _ray() -> Iterator[Path]:
+    """A Ray that workers can start on: the running one, the one of `RAY_ADDRESS`, or our own.
 
-
-@contextmanager
-def _ray() -> Iterator[None]:
-    """A Ray that workers can start on: the running one, the one of `RAY_ADDRESS`, or our own."""
+    Gives the folder of its logs and shuts down what it started.
+    """
     import logging
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # how fast reports return
@@ -297,14 +199,16 @@ def _ray() -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
+    session = Path("/tmp/ray/session_latest")
     if ray.is_initialized():
-        yield
+        yield session
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, **quiet)
     else:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this node
         with _modules_of_driver():
             # Logical CPUs: workers, Ray Train's controller and a data task fit together.
             ray.init(
@@ -315,14 +219,14 @@ def _ray() -> Iterator[None]:
                 **quiet,
             )
     try:
-        yield
+        yield session.resolve()
     finally:
         ray.shutdown()
 
 
 @contextmanager
 def _modules_of_driver() -> Iterator[None]:
-    """Let processes that start now import what this one can, such as a task in a script's folder."""
+    """Let processes that start now import what this one can, such as a task beside a script."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if Path(path).is_dir())
     try:
@@ -381,22 +285,7 @@ def _following(path: Path, progress: Progress) -> Iterator[None]:
         thread.join(5)
 
 
-def _write_failure(out: Path, error: Exception) -> None:
-    _write_json(out / _FAILURE, {"kind": type(error).__name__, "message": str(error)})
-
-
-def _raise_failure(out: Path) -> None:
-    """Raise what a worker said cannot be mended by trying again."""
-    from training.loop import TrainingError
-
-    path = out / _FAILURE
-    if path.exists():
-        failure = json.loads(path.read_text())
-        kind = TrainingError if failure["kind"] == "TrainingError" else ValueError
-        raise kind(failure["message"])
-
-
-def _sentence(error: Exception, out: Path) -> str:
+def _sentence(error: Exception, out: Path, session: Path | None) -> str:
     """One sentence for a failure of Ray Train: the first cause, and where to read more."""
     failures: dict[int, Any] = getattr(error, "worker_failures", {})
     causes = {rank: getattr(cause, "_base_exc", cause) for rank, cause in failures.items()}
@@ -404,17 +293,10 @@ def _sentence(error: Exception, out: Path) -> str:
     echoes = ("Connection reset by peer", "Connection closed by peer", "NCCL", "Broken pipe")
     first = sorted(causes.items(), key=lambda item: any(e in str(item[1]) for e in echoes))
     log = out / "errors.log"
-    where = log if log.exists() else "/tmp/ray/session_latest/logs"
+    where = log if log.exists() else f"{session}/logs"
     if not first:
         lines = str(error).strip().splitlines()
         return f"Training failed: {lines[-1] if lines else type(error).__name__}. Log: {where}"
     rank, cause = first[0]
     text = (str(cause).strip().splitlines() or [""])[0]
     return f"Training failed on worker {rank}: {type(cause).__name__}: {text}. Log: {where}"
-
-
-def _write_json(path: Path, data: Any) -> None:
-    text = json.dumps(data, indent=2, sort_keys=True, default=str) + "\n"
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text)
-    os.replace(scratch, path)

@@ -22,12 +22,8 @@ from training.ema import WeightAverage, ema_decay
 from training.engine import Engine
 from training.metrics import MetricsLog
 from training.reporter import Reporter
-from training.task import Batch, Task
+from training.task import Batch, Task, TrainingError
 from training.tracking import Tracker
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on, and trying again would end the same way."""
 
 
 def train_loop(

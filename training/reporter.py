@@ -7,6 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
+
+_SCRATCH = "animator-checkpoint-"  # then the process that writes there; a killed one leaves it
+
 
 class Reporter(Protocol):
     """Commits a checkpoint; every worker calls `save` the same number of times."""
@@ -19,11 +23,17 @@ class Reporter(Protocol):
 class RayReporter:
     """Hands each worker's files to Ray Train, which merges them in the run's storage."""
 
+    def __init__(self) -> None:
+        for left in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
+            process = left.name.removeprefix(_SCRATCH).partition("-")[0]
+            if process.isdigit() and not psutil.pid_exists(int(process)):
+                shutil.rmtree(left, ignore_errors=True)
+
     def save(self, name: str, write: Callable[[Path], None], metrics: Mapping[str, Any]) -> None:
         import ray.train
 
         # A folder a worker: workers of one node that share one delete it under each other.
-        with tempfile.TemporaryDirectory(prefix="animator-checkpoint-") as scratch:
+        with tempfile.TemporaryDirectory(prefix=f"{_SCRATCH}{os.getpid()}-") as scratch:
             write(Path(scratch))
             ray.train.report(
                 dict(metrics),

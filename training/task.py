@@ -11,6 +11,10 @@ from torch import Tensor, nn
 Batch = Mapping[str, Tensor]
 
 
+class TrainingError(RuntimeError):
+    """Training cannot go on, and trying again would end the same way."""
+
+
 class Task(Protocol):
     """One thing to train. Subclass it; the loop knows nothing else of a task.
 

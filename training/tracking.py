@@ -48,6 +48,7 @@ class TrackedRun:
 
     uri: str
     run_id: str
+    identity: str  # of the settings; MLflow's parameters cannot change with them
 
 
 def tracking_uri() -> str:
@@ -55,27 +56,33 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
 
 
-def open_run(out: Path, task: str, settings: Mapping[str, Any]) -> TrackedRun | None:
+def tracked_run(out: Path) -> TrackedRun | None:
+    """The run that an output folder already has."""
+    path = out / _RUN_FILE
+    return TrackedRun(**json.loads(path.read_text())) if path.exists() else None
+
+
+def open_run(out: Path, task: str, settings: Mapping[str, Any], identity: str) -> TrackedRun | None:
     """Create the run of an output folder, or join the one it already has; None if that fails.
 
     Args:
         settings: the resolved config, nested; logged once as parameters, which MLflow never lets
             change.
+        identity: a hash of the settings that define the run; another one starts a new run.
     """
-    uri, path = tracking_uri(), out / _RUN_FILE
+    uri = tracking_uri()
     # A server that does not answer costs seconds, not MLflow's default of many minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     try:
         client = _client(uri)
-        if path.exists():
-            known = TrackedRun(**json.loads(path.read_text()))
-            if known.uri == uri:
-                client.update_run(known.run_id, status="RUNNING")
-                return known
+        known = tracked_run(out)
+        if known is not None and (known.uri, known.identity) == (uri, identity):
+            client.update_run(known.run_id, status="RUNNING")
+            return known
         run_id = _create(client, out, task, settings)
-        run = TrackedRun(uri=uri, run_id=run_id)
-        path.write_text(json.dumps(asdict(run)))
+        run = TrackedRun(uri=uri, run_id=run_id, identity=identity)
+        (out / _RUN_FILE).write_text(json.dumps(asdict(run)))
         return run
     except Exception as error:
         _warn(error)
