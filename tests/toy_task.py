@@ -155,12 +155,13 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--track", action="store_true")
     parser.add_argument("--accident-at", type=int, default=-1)
     given = parser.parse_args()
     config = make_config(
         workers=given.workers,
         max_failures=1,
-        dropout=0.1,
+        track=given.track,
         delay=given.delay,
         accident_at=given.accident_at,
         accident_marker=str(given.out / "accident"),

@@ -1,4 +1,4 @@
-"""Training under Ray with two workers: the same numbers as plain PyTorch, and none lost to a kill."""
+"""Training under Ray with two workers: plain PyTorch's numbers, and none lost to a kill."""
 
 import json
 import os

@@ -114,7 +114,7 @@ def test_changed_setting_is_refused_by_name(tmp_path, change, named):
 
 
 def test_length_of_a_cosine_run_may_not_change(tmp_path):
-    with pytest.raises(ckpt.ResumeError, match="optim.samples"):
+    with pytest.raises(ckpt.ResumeError, match=r"optim\.samples"):
         resume(tmp_path, toy_config(lr=1e-3, samples=960))
 
 

@@ -56,9 +56,9 @@ def test_tracker_that_fails_warns_and_never_raises(store, monkeypatch):
     with pytest.warns(RuntimeWarning, match="training goes on"):
         assert tracking.open_run(out, "toy", {}, "x") is None
     run = tracking.TrackedRun(uri="http://127.0.0.1:9", run_id="none", identity="x")
+    tracker = tracking.MlflowTracker(run)
+    tracker.log(record(1))
     with pytest.warns(RuntimeWarning, match="training goes on"):
-        tracker = tracking.MlflowTracker(run)
-        tracker.log(record(1))
         tracker.close()
     tracker.log(record(2))
     with pytest.warns(RuntimeWarning, match="training goes on"):

@@ -118,7 +118,7 @@ def test_unreadable_sample_is_reported_from_the_loading_thread(tmp_path):
 
 
 def test_second_run_in_the_same_folder_is_refused(tmp_path):
-    config = toy_config(samples=400, delay=0.02)
+    config = toy_config(samples=160, delay=0.02)
     thread = threading.Thread(target=run, args=(config, tmp_path))
     thread.start()
     while not (tmp_path / "config.json").exists():
