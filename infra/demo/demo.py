@@ -56,7 +56,7 @@ def run_demo(out: Path, *, quick: bool = False) -> dict[str, Any]:
     model = Path(animator["model"])
     animation = stages.run("animate", "Animating the portrait", lambda: _animate(out, model, quick))
     shown = stages.run(
-        "report", "Writing the report", lambda: _report(out, curation, animation, stages)
+        "report", "Writing the report", lambda: _report(out, model, curation, animation, stages)
     )
     note(f"      {time.monotonic() - started:.0f} s in this run")
     return {
@@ -81,13 +81,15 @@ def _curate(out: Path) -> dict[str, Any]:
     from infra.demo.clips import TAKES
     from pipelines.curation.config import CurationConfig
     from pipelines.curation.pipeline import curate
+    from pipelines.curation.progress import progress_bar
     from pipelines.overrides import apply_overrides
     from pipelines.shards import read_records
 
     # The figure's keypoints are known; the face must be found by the embedded cascade.
     config = apply_overrides(CurationConfig(), ["faces.backend=cascade", "pose.backend=file"])
     shards = out / "shards"
-    curate([str(out / "material" / "clips")], shards, config)
+    with progress_bar() as progress:
+        curate([str(out / "material" / "clips")], shards, config, progress=progress)
     rows = {}
     for shard in read_records(shards):
         for source in shard.sources:
@@ -141,8 +143,8 @@ def _animate(out: Path, model: Path, quick: bool) -> dict[str, Any]:
 
 
 def _report(
-    out: Path, curation: dict[str, Any], record: dict[str, Any], stages: Stages
+    out: Path, model: Path, curation: dict[str, Any], record: dict[str, Any], stages: Stages
 ) -> dict[str, Any]:
     from infra.demo.pages import build_report
 
-    return build_report(out, curation=curation, record=record, stages=stages)
+    return build_report(out, model=model, curation=curation, record=record, stages=stages)

@@ -20,28 +20,27 @@ COLUMNS = 8
 
 
 def build_report(
-    out: Path, *, curation: dict[str, Any], record: dict[str, Any], stages: Stages
+    out: Path, *, model: Path, curation: dict[str, Any], record: dict[str, Any], stages: Stages
 ) -> dict[str, Any]:
     """Write `out/report.html` and `out/strip.png`; returns the summary and the scores."""
     from pipelines.images import read_image
-    from pipelines.video import decode, probe
+    from pipelines.video import decode
 
     material = out / "material"
     generated = decode(out / "animation.mp4")
     height, width = generated.shape[1:3]
-    fps = probe(out / "animation.mp4").fps
-    truth = decode(material / "truth.mp4", fps=fps, size=(height, width))
-    driving = decode(material / "driving.mp4", fps=fps, size=(height, width))
+    truth = decode(material / "truth.mp4", size=(height, width))
+    driving = decode(material / "driving.mp4", size=(height, width))
     count = min(len(generated), len(truth))
     generated, truth, driving = generated[:count], truth[:count], driving[:count]
     reference = _resized(read_image(material / "reference.png"), (height, width))
     repeated = np.broadcast_to(reference, truth.shape)
-    boxes = _person_boxes(material / "truth.pose.npz", fps, count)
+    boxes = _pose(material / "truth.pose.npz")["boxes"][:count, 0]
     scores = {
         "repeat the picture": _score(repeated, truth, boxes),
         "animator": _score(generated, truth, boxes),
     }
-    poses, distances = _poses(out, (height, width), fps, count)
+    poses, distances = _poses(material, model, (height, width))
     rows = [
         ("driving video", driving),
         ("generated", generated),
@@ -68,7 +67,7 @@ def build_report(
             "scores": [
                 {
                     "name": name,
-                    "values": [
+                    "cells": [
                         f"{row[key]:.2f}" if "PSNR" in key else f"{row[key]:.3f}" for key in names
                     ],
                     "best": name == "animator",
@@ -110,17 +109,9 @@ def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return fit(image.shape[:2], size).image(image)
 
 
-def _at_rate(path: Path, fps: float, count: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """A pose file's arrays and, for `count` frames at `fps`, the nearest of its frames."""
+def _pose(path: Path) -> dict[str, np.ndarray]:
     with np.load(path) as arrays:
-        pose = {name: arrays[name] for name in arrays.files}
-    index = np.rint(np.arange(count) / fps * float(pose["fps"])).astype(int)
-    return pose, np.clip(index, 0, len(pose["keypoints"]) - 1)
-
-
-def _person_boxes(path: Path, fps: float, count: int) -> np.ndarray:
-    pose, index = _at_rate(path, fps, count)
-    return pose["boxes"][index, 0]
+        return {name: arrays[name] for name in arrays.files}
 
 
 def _score(frames: np.ndarray, truth: np.ndarray, boxes: np.ndarray) -> dict[str, float]:
@@ -148,35 +139,43 @@ def _decibels(mean_square: float) -> float:
 
 
 def _poses(
-    out: Path, size: tuple[int, int], fps: float, count: int
+    material: Path, model: Path, size: tuple[int, int]
 ) -> tuple[list[tuple[str, np.ndarray]], list[dict[str, Any]]]:
-    """Drawn skeletons (T, H, W, 3) before and after alignment, and their distances."""
-    from animator.skeleton import draw_pose
+    """Drawn skeletons (T, H, W, 3) before and after alignment, and their distances (Table III).
 
-    files = {
-        "driving": out / "material" / "driving.pose.npz",
-        "aligned": out / "animation.pose.npz",
-        "ground truth": out / "material" / "truth.pose.npz",
+    The recorded frames have the shape of `size`, so keypoints in 0..1 need no mapping.
+    """
+    from animator.keypoints import VISIBLE
+    from animator.skeleton import draw_pose
+    from animator.weights import load_alignment
+    from inference.retarget import retarget, unaligned
+
+    reference, driving, truth = (
+        _pose(material / f"{name}.pose.npz") for name in ("reference", "driving", "truth")
+    )
+    sizes, seen = (size, size), (VISIBLE, VISIBLE)
+    still = (reference["keypoints"][0, 0], reference["score"][0, 0])
+    moving = (driving["keypoints"], driving["score"])
+    found = {
+        "as it came": unaligned(driving["keypoints"], sizes).keypoints,
+        "closed form": retarget(None, still, moving, sizes, seen).keypoints,
     }
-    points, drawn = {}, []
-    for name, path in files.items():
-        if path.exists():
-            pose, index = _at_rate(path, fps, count)
-            points[name] = pose["keypoints"][index, 0]
-            score = pose["score"][index, 0]
-            frames = [draw_pose(k, s, *size) for k, s in zip(points[name], score, strict=True)]
-            drawn.append((name, np.stack(frames)))
+    if (block := load_alignment(model)) is not None:
+        found["learned"] = retarget(block, still, moving, sizes, seen).keypoints
+    drawn = []
+    for name, keypoints in (*found.items(), ("ground truth", truth["keypoints"])):
+        pairs = zip(keypoints[:, 0], truth["score"][:, 0], strict=True)
+        drawn.append((name, np.stack([draw_pose(k, s, *size) for k, s in pairs])))
     shape = np.array([size[1], size[0]]) / max(size)
     distances = [
-        {
-            "name": {"driving": "as it came", "aligned": "aligned"}[name],
-            "value": f"{np.linalg.norm((kp - points['ground truth']) * shape, axis=-1).mean():.4f}",
-            "best": name == "aligned",
-        }
-        for name, kp in points.items()
-        if name != "ground truth"
+        float(np.linalg.norm((keypoints - truth["keypoints"]) * shape, axis=-1).mean())
+        for keypoints in found.values()
     ]
-    return drawn, distances
+    rows = [
+        {"name": name, "value": f"{value:.4f}", "best": value == min(distances)}
+        for name, value in zip(found, distances, strict=True)
+    ]
+    return drawn, rows
 
 
 def _videos(out: Path) -> list[dict[str, Any]]:

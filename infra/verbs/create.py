@@ -24,6 +24,10 @@ def animate(
     seed: Annotated[int, typer.Option(help="Chooses the noise; the same seed repeats.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Sampling steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Strength of guidance, 1 = none.")] = None,
+    align: Annotated[
+        bool, typer.Option("--align/--no-align", help="Move the motion to where the person is.")
+    ] = True,
+    framing: Annotated[str, typer.Option(help="Fit the picture by pad or by crop.")] = "pad",
     face: Face = "auto",
     pose: Pose = "auto",
     as_json: AsJson = False,
@@ -47,8 +51,8 @@ def animate(
     )
     with stage_bar("animate") as progress:
         engine = AnimationEngine(model, face=face, pose=pose)
-        record = engine.run(request, progress=progress)
-    emit(record, as_json=as_json, show=lambda r: [f"{out}", *_warnings(r)])
+        record = engine.run(request, progress, align=align, framing=framing)
+    emit(record, as_json=as_json, show=lambda r: _animation_lines(r, out))
 
 
 def batch(
@@ -111,5 +115,10 @@ def _batch_lines(summary: dict, out: Path) -> list[str]:
     return [", ".join(f"{count} {name}" for name, count in counts.items()), f"Results in {out}"]
 
 
-def _warnings(record: dict) -> list[str]:
-    return [f"warning: {text}" for text in record.get("warnings", [])]
+def _animation_lines(record: dict, out: Path) -> list[str]:
+    video, seconds = record["video"], sum(record["timings"].values())
+    return [
+        *(f"warning: {text}" for text in record["warnings"]),
+        record["alignment"]["summary"],
+        f"{out}: {video['frames']} frames of {video['width']}x{video['height']}, {seconds:.1f} s",
+    ]

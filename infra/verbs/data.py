@@ -1,11 +1,11 @@
 """curate, shards: from raw video to checked shards of clips."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from infra.console import FAILED, emit, table
+from infra.console import FAILED, emit, note, table
 from infra.verbs.options import AsJson, OutFolder, Settings
 
 Folder = Annotated[Path, typer.Argument(help="Folder of shards.")]
@@ -22,17 +22,31 @@ def register(app: typer.Typer) -> None:
 
 
 def curate(
-    sources: Annotated[list[str], typer.Argument(help="Folders, videos, globs or lists of them.")],
+    sources: Annotated[list[str], typer.Argument(help="Folders, videos, globs or .txt lists.")],
     out: OutFolder,
-    workers: Annotated[int | None, typer.Option(help="Videos at work at the same time.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; by default one a CPU.")] = None,
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Filter and annotate videos into shards; a stopped run continues where it was.
+    """Filter and annotate videos into shards; a stopped run goes on where it was.
 
     Example: animator curate videos/ --out shards --set camera.max_percent_per_second=8
     """
-    raise NotImplementedError
+    from pipelines.curation.config import CurationConfig
+    from pipelines.curation.pipeline import curate as run_curation
+    from pipelines.curation.progress import progress_bar
+    from pipelines.overrides import apply_overrides, to_dict
+
+    config = apply_overrides(CurationConfig(), settings or [])
+    with progress_bar() as progress:
+        summary = run_curation(sources, out, config, workers=workers, progress=progress)
+    for text in summary.notes:
+        note(text)
+    emit(
+        to_dict(summary),
+        as_json=as_json,
+        show=lambda s: [*_totals(s["totals"]), f"Report: {out / 'report.html'}"],
+    )
 
 
 def shards_verify(folder: Folder, as_json: AsJson = False) -> None:
@@ -58,11 +72,13 @@ def shards_verify(folder: Folder, as_json: AsJson = False) -> None:
 
 
 def shards_stats(folder: Folder, as_json: AsJson = False) -> None:
-    """Count sources, clips, seconds and reasons for rejection.
+    """Count sources, clips, seconds and the reasons for rejection.
 
     Example: animator shards stats shards --json
     """
-    raise NotImplementedError
+    from pipelines.curation.report import stats
+
+    emit(stats(folder), as_json=as_json, show=_totals)
 
 
 def shards_show(
@@ -108,3 +124,15 @@ def shards_show(
         )
     meta = store.meta(list(store.keys).index(key))
     emit(meta, as_json=as_json, show=lambda m: [json.dumps(m, indent=2, ensure_ascii=False)])
+
+
+def _totals(totals: dict[str, Any]) -> list[str]:
+    lines = [
+        f"{totals['sources']} videos: {totals['kept']} kept, {totals['rejected']} rejected, "
+        f"{totals['failed']} failed",
+        f"{totals['clips_kept']} clips, {totals['frames_kept']} frames, "
+        f"{totals['seconds_kept']:.1f} s, {totals['bytes'] / 1e6:.1f} MB "
+        f"in {totals['shards']} shards",
+    ]
+    why = {**totals["reasons"], **totals["errors"]}
+    return lines + [f"{count:7} {reason}" for reason, count in why.items()]
