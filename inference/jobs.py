@@ -44,6 +44,7 @@ CREATE TABLE jobs (
     completed_at REAL
 );
 CREATE INDEX jobs_by_status ON jobs (status, sequence);
+CREATE TABLE boot (only INTEGER PRIMARY KEY CHECK (only = 1), name TEXT NOT NULL);
 CREATE TABLE history (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     job_id TEXT NOT NULL,
@@ -203,10 +204,17 @@ class JobStore:
             return row is not None
 
     def claim(self, owner: str, lease_seconds: float) -> Job | None:
-        """Take the oldest queued job under a lease and the next attempt number, or None."""
+        """Take the oldest queued job under a lease and the next attempt number, or None.
+
+        `owner` is "boot/name". Raises LeaseLostError where another server has taken over: workers
+        of a killed server live on for some seconds and must not start anything.
+        """
         if not self._read("SELECT 1 FROM jobs WHERE status = 'queued' LIMIT 1"):
             return None  # an idle worker never takes the write lock
         with self._write() as db:
+            boot = db.execute("SELECT name FROM boot").fetchone()
+            if boot is not None and boot["name"] != _boot(owner):
+                raise LeaseLostError(f"{owner}: server {boot['name']} has taken over")
             row = db.execute(
                 "UPDATE jobs SET status = 'in_progress', attempt = attempt + 1, owner = ?,"
                 " lease_until = ?, progress = 0, stage = '' WHERE sequence ="
@@ -249,40 +257,47 @@ class JobStore:
         with self._write() as db:
             _requeue(db, self._held(db, job), "released")
 
+    def take_over(self, boot: str, finished: Callable[[str], bool]) -> list[Job]:
+        """Make `boot` the one server whose workers may start jobs; `recover` those of all others."""
+        with self._write() as db:
+            db.execute("INSERT OR REPLACE INTO boot VALUES (1, ?)", (boot,))
+            return self._recover(db, lambda row: _boot(row["owner"]) != boot, finished)
+
     def recover(
-        self,
-        *,
-        owner: str | None = None,
-        boot: str | None = None,
-        expired: bool = False,
-        finished: Callable[[str], bool] = lambda job_id: False,
+        self, owner: str | None = None, finished: Callable[[str], bool] = lambda job_id: False
     ) -> list[Job]:
-        """Take jobs from workers that are gone: of `owner`, of other boots, with leases run out.
+        """Take jobs from workers that are gone: from `owner`, or with leases run out.
 
         A job whose output is already in place (`finished`) is completed; one whose workers died
         `max_attempts` times is failed; the others are queued again. Returns the jobs as they were.
         """
-        rows = []
+        now = time.time()
         with self._write() as db:
-            for row in db.execute("SELECT * FROM jobs WHERE status = 'in_progress'").fetchall():
-                gone = (
-                    (owner is not None and row["owner"] == owner)
-                    or (boot is not None and row["owner"].partition("/")[0] != boot)
-                    or (expired and row["lease_until"] < time.time())
+            return self._recover(
+                db,
+                lambda row: row["lease_until"] < now if owner is None else row["owner"] == owner,
+                finished,
+            )
+
+    def _recover(
+        self,
+        db: sqlite3.Connection,
+        gone: Callable[[sqlite3.Row], bool],
+        finished: Callable[[str], bool],
+    ) -> list[Job]:
+        running = db.execute("SELECT * FROM jobs WHERE status = 'in_progress'").fetchall()
+        rows = [row for row in running if gone(row)]
+        for row in rows:
+            if finished(row["id"]):
+                _finish(db, row, "completed")
+            elif row["lost"] + 1 >= self.max_attempts:
+                message = (
+                    f"the engine died or stopped answering {self.max_attempts} times on this "
+                    "job; see the server's log, then send it again"
                 )
-                if not gone:
-                    continue
-                rows.append(row)
-                if finished(row["id"]):
-                    _finish(db, row, "completed")
-                elif row["lost"] + 1 >= self.max_attempts:
-                    message = (
-                        f"the engine died or stopped answering {self.max_attempts} times on this "
-                        "job; see the server's log, then send it again"
-                    )
-                    _finish(db, row, "failed", "engine_lost", message)
-                else:
-                    _requeue(db, row, "lost")
+                _finish(db, row, "failed", "engine_lost", message)
+            else:
+                _requeue(db, row, "lost")
         return [_job(row) for row in rows]
 
     def _held(self, db: sqlite3.Connection, job: Job) -> sqlite3.Row:
@@ -293,6 +308,10 @@ class JobStore:
         if row is None:
             raise LeaseLostError(f"{job.id}: attempt {job.attempt} no longer holds the job")
         return row
+
+
+def _boot(owner: str) -> str:
+    return owner.partition("/")[0]
 
 
 def _finish(

@@ -98,7 +98,7 @@ def serve(config: ServerConfig, announce: Callable[[str], None] = print) -> None
     boot = secrets.token_hex(6)
     try:
         store = JobStore(files.database, max_attempts=config.max_attempts)
-        returned = store.recover(boot=boot, finished=files.finished)
+        returned = store.take_over(boot, files.finished)
         files.sweep(store)
         port = _free_port(config.host, config.port)
         _start_ray(config)
@@ -223,7 +223,7 @@ def _watch(engines: _Engines, store: JobStore) -> None:
         signal.signal(number, lambda *_: stop.set())
     while not stop.wait(WATCH_SECONDS):
         engines.check()
-        for job in store.recover(expired=True):
+        for job in store.recover():
             engines.restart(job.owner or "")
     engines.stop()
 

@@ -115,16 +115,20 @@ class EngineWorker:
         self.lease_seconds = lease_seconds
         self._stop = threading.Event()
         # Whoever had this name before is dead; what it held is free again.
-        store.recover(owner=owner, finished=files.finished)
+        store.recover(owner, files.finished)
 
     def stop(self) -> None:
         """Give the current job back between two steps and return from `run`."""
         self._stop.set()
 
     def run(self) -> None:
-        """Work until `stop`."""
+        """Work until `stop`; returns early where another server has taken over the store."""
         while not self._stop.is_set():
-            job = self.store.claim(self.owner, self.lease_seconds)
+            try:
+                job = self.store.claim(self.owner, self.lease_seconds)
+            except LeaseLostError as error:
+                log.warning("%s", error)
+                return
             if job is None:
                 self._stop.wait(IDLE_SECONDS)
                 continue
@@ -135,7 +139,7 @@ class EngineWorker:
             except sqlite3.Error:  # a full disk, most likely: what is committed stays true
                 log.exception("%s: the job store cannot be written", job.id)
                 self._stop.wait(STORE_TROUBLE_SECONDS)
-                self.store.recover(owner=self.owner, finished=self.files.finished)
+                self.store.recover(self.owner, self.files.finished)
             finally:
                 self._remove_attempt(job)
 

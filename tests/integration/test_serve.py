@@ -278,9 +278,8 @@ def test_ten_jobs_survive_kills_and_each_is_made_once(tmp_path: Path) -> None:
     ids = [server.send(seed=seed).json()["id"] for seed in range(10)]
     time.sleep(random.uniform(0.2, 3.0))
     assert server.end(signal.SIGKILL) == -signal.SIGKILL
-    line = server.start()
+    assert "serves http" in server.start()
     store = JobStore(server.data / "jobs.sqlite3")
-    assert "taken up again" in line or store.counts()["in_progress"] <= 1
     for video_id in ids:
         assert server.wait(video_id, seconds=60)["status"] == "completed"
     events = {video_id: [event for event, _ in store.history(video_id)] for video_id in ids}

@@ -102,7 +102,7 @@ def test_workers_never_claim_the_same_job(store: JobStore, files: JobFiles) -> N
 def test_a_worker_whose_lease_was_taken_can_write_nothing(store: JobStore) -> None:
     add(store)
     old = claim(store, seconds=-1)
-    store.recover(expired=True)
+    store.recover()
     new = claim(store)
     assert (old.attempt, new.attempt) == (1, 2)
     published = []
@@ -140,23 +140,26 @@ def test_a_failed_publication_leaves_the_job_unfinished(store: JobStore) -> None
     assert row.status == "in_progress"
 
 
-def test_leases_of_another_boot_are_taken_back_and_live_ones_are_kept(store: JobStore) -> None:
+def test_a_new_server_takes_over_and_the_old_ones_workers_start_nothing(
+    store: JobStore, files: JobFiles
+) -> None:
     first, second = add(store), add(store)
+    store.take_over("old", files.finished)
     claim(store, "old/engine-0")
-    claim(store, "new/engine-0")
-    assert [job.id for job in store.recover(boot="new", expired=True)] == [first.id]
-    assert store.counts()["in_progress"] == 1
-    assert claim(store, "new/engine-1").id == first.id
-    row = store.get(second.id)
-    assert row is not None
-    assert row.attempt == 1
+    assert [job.id for job in store.take_over("new", files.finished)] == [first.id]
+    with pytest.raises(LeaseLostError, match="server new has taken over"):
+        store.claim("old/engine-0", 60)
+    assert claim(store, "new/engine-0").id == first.id
+    assert claim(store, "new/engine-1").id == second.id
+    assert store.recover() == []
+    assert [job.id for job in store.recover("new/engine-1")] == [second.id]
 
 
 def test_a_job_that_kills_its_engine_is_given_up_with_a_reason(store: JobStore) -> None:
     job = add(store)
     for _ in range(3):
         claim(store, seconds=-1)
-        store.recover(expired=True)
+        store.recover()
     row = store.get(job.id)
     assert row is not None
     assert (row.status, row.error_code) == ("failed", "engine_lost")
@@ -296,7 +299,7 @@ def test_a_video_published_before_the_crash_is_adopted_not_made_again(
     files.staged(job).write_bytes(b"a video")
     record = outputs.describe(files.staged(job), {"id": job.id})
     outputs.publish(files.staged(job), files.video(job.id), record)  # then the power goes
-    store.recover(boot="new", finished=files.finished)
+    store.take_over("new", files.finished)
     assert store.history(job.id)[-1] == ("completed", 1)
 
 
