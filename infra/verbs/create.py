@@ -89,7 +89,7 @@ def serve(
     face: Face = "auto",
     pose: Pose = "auto",
 ) -> None:
-    """Serve a web page and an HTTP interface that queue animation jobs.
+    """Serve an HTTP interface that queues animation jobs; /docs describes it.
 
     Other machines reach it with --host 0.0.0.0 and a key in ANIMATOR_API_KEY.
     Example: animator serve --model runs/animator/model --port 8000
