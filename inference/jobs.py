@@ -7,16 +7,16 @@ longer the job's can write nothing, however late it wakes up. A row is on disk w
 """
 
 import json
-import secrets
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from inference.job import IdempotencyError, Job, LeaseLostError, StoreError, job_of
 from inference.requests import SamplingOptions
 
 SCHEMA_VERSION = 1
@@ -54,43 +54,6 @@ CREATE TABLE history (
 );
 CREATE INDEX history_by_job ON history (job_id, number);
 """
-
-
-class LeaseLostError(Exception):
-    """The job was deleted or given to another worker; whatever this one made is void."""
-
-
-class IdempotencyError(ValueError):
-    """An idempotency key came back with another request."""
-
-
-class StoreError(ValueError):
-    """The file is no job store that this version can use."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One row. `attempt` is the fencing token, `lost` counts workers that died on the job."""
-
-    sequence: int
-    id: str
-    status: str
-    options: SamplingOptions
-    fingerprint: str
-    progress: float
-    stage: str
-    attempt: int
-    lost: int
-    owner: str | None
-    error_code: str | None
-    error_message: str | None
-    created_at: float
-    completed_at: float | None
-
-
-def new_job_id() -> str:
-    """An id that cannot be guessed and is safe as a file name."""
-    return f"video_{secrets.token_hex(16)}"
 
 
 class JobStore:
@@ -160,19 +123,19 @@ class JobStore:
                         "send a new key with a new request"
                     )
                 if row is not None:
-                    return _job(row), False
+                    return job_of(row), False
             row = db.execute(
                 "INSERT INTO jobs (id, status, options, fingerprint, idempotency_key, created_at)"
                 " VALUES (?, 'queued', ?, ?, ?, ?) RETURNING *",
                 (job_id, json.dumps(asdict(options)), fingerprint, key, time.time()),
             ).fetchone()
             _log(db, row, "created")
-            return _job(row), True
+            return job_of(row), True
 
     def get(self, job_id: str) -> Job | None:
         """The job, or None where there is none of that id."""
         rows = self._read("SELECT * FROM jobs WHERE id = ?", (job_id,))
-        return _job(rows[0]) if rows else None
+        return job_of(rows[0]) if rows else None
 
     def page(self, *, limit: int, after: Job | None = None, ascending: bool = False) -> list[Job]:
         """Up to `limit` jobs by time of creation, those beyond `after` where it is given."""
@@ -183,7 +146,7 @@ class JobStore:
         rows = self._read(
             f"SELECT * FROM jobs {where} ORDER BY sequence {order} LIMIT ?", (*values, limit)
         )
-        return [_job(row) for row in rows]
+        return [job_of(row) for row in rows]
 
     def counts(self) -> dict[str, int]:
         """How many jobs stand in each status."""
@@ -224,7 +187,7 @@ class JobStore:
             if row is None:
                 return None
             _log(db, row, "started")
-            return _job(row)
+            return job_of(row)
 
     def renew(self, job: Job, lease_seconds: float, progress: float, stage: str) -> None:
         """Keep the lease and note the progress (0..1); raises LeaseLostError."""
@@ -258,7 +221,7 @@ class JobStore:
             _requeue(db, self._held(db, job), "released")
 
     def take_over(self, boot: str, finished: Callable[[str], bool]) -> list[Job]:
-        """Make `boot` the one server whose workers may start jobs; `recover` those of all others."""
+        """Make `boot` the one server whose workers may start jobs, and recover all others' jobs."""
         with self._write() as db:
             db.execute("INSERT OR REPLACE INTO boot VALUES (1, ?)", (boot,))
             return self._recover(db, lambda row: _boot(row["owner"]) != boot, finished)
@@ -298,7 +261,7 @@ class JobStore:
                 _finish(db, row, "failed", "engine_lost", message)
             else:
                 _requeue(db, row, "lost")
-        return [_job(row) for row in rows]
+        return [job_of(row) for row in rows]
 
     def _held(self, db: sqlite3.Connection, job: Job) -> sqlite3.Row:
         row = db.execute(
@@ -344,9 +307,3 @@ def _log(db: sqlite3.Connection, row: sqlite3.Row, event: str) -> None:
         "INSERT INTO history (job_id, event, attempt, at) VALUES (?, ?, ?, ?)",
         (row["id"], event, row["attempt"], time.time()),
     )
-
-
-def _job(row: sqlite3.Row) -> Job:
-    names = [name for name in Job.__dataclass_fields__ if name != "options"]
-    options = SamplingOptions(**json.loads(row["options"]))
-    return Job(options=options, **{name: row[name] for name in names})

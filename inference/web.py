@@ -20,7 +20,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
-from inference.jobs import IdempotencyError, Job, JobStore, new_job_id
+from inference.job import IdempotencyError, Job, new_job_id
+from inference.jobs import JobStore
 from inference.outputs import sync
 from inference.requests import RequestError, SamplingOptions
 from inference.uploads import Upload, UploadError, UploadLimits, check_media

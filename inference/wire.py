@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from inference.jobs import Job
+from inference.job import Job
 
 
 class VideoFailure(BaseModel):

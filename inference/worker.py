@@ -10,7 +10,8 @@ from pathlib import Path
 
 from inference import outputs
 from inference.engine_factory import Engine, Progress
-from inference.jobs import Job, JobStore, LeaseLostError
+from inference.job import Job, LeaseLostError
+from inference.jobs import JobStore
 from inference.requests import AnimationRequest
 
 IDLE_SECONDS = 0.2

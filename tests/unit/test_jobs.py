@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from inference import outputs
-from inference.jobs import IdempotencyError, Job, JobStore, LeaseLostError, StoreError, new_job_id
+from inference.job import IdempotencyError, Job, LeaseLostError, StoreError, new_job_id
+from inference.jobs import JobStore
 from inference.requests import AnimationRequest, SamplingOptions
 from inference.worker import EngineWorker, JobFiles
 
@@ -210,7 +211,7 @@ def test_a_foreign_or_newer_file_is_refused(tmp_path: Path) -> None:
 def test_acknowledged_jobs_outlive_a_killed_process(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path\n"
-        "from inference.jobs import JobStore, new_job_id\n"
+        "from inference.job import new_job_id; from inference.jobs import JobStore\n"
         "from inference.requests import SamplingOptions\n"
         f"store = JobStore(Path({str(tmp_path / 'db')!r}))\n"
         "while True:\n"
