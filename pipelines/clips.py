@@ -97,7 +97,10 @@ class ClipStore:
         arrays = schema.unpack_arrays(data, what)
         schema.check_pose(arrays, self.num_frames(i), what)
         return PoseTrack(
-            keypoints=arrays["keypoints"], score=arrays["score"], boxes=arrays["boxes"]
+            keypoints=arrays["keypoints"],
+            score=arrays["score"],
+            boxes=arrays["boxes"],
+            backend=str(arrays.get("model", "")),
         )
 
     def faces(self, i: int) -> FaceTrack:

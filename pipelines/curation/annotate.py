@@ -3,23 +3,22 @@
 T frames, P people, N = 18 keypoints. Coordinates are 0..1 of the frame; absent people are zeros.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from animator.keypoints import VISIBLE
 from pipelines.camera import camera_motion
 from pipelines.curation import filters
 from pipelines.curation.config import CurationConfig
-from pipelines.curation.tracks import FaceLinker, join_chunks, spread_keyframes
+from pipelines.curation.frames import FrameStream
+from pipelines.curation.tracks import FaceLinker, spread_keyframes, strongest
 from pipelines.faces import Face, open_face_backend
 from pipelines.pose import PoseTrack, open_pose_backend
 from pipelines.schema import FaceTrack, Scores
-from pipelines.video import VideoInfo, VideoLimits, decode, iter_frames
-
-_CHUNK = 48
+from pipelines.video import VideoInfo, VideoLimits, decode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +36,13 @@ class Perception:
 
     def __init__(self, config: CurationConfig) -> None:
         self.config = config
-        self.face = open_face_backend(config.faces.backend)
-        self.pose = open_pose_backend(config.pose.backend)
+        # Workers fill the cores; one thread each also keeps sums in one order.
+        self.face = open_face_backend(config.faces.backend, threads=1)
+        self.pose = open_pose_backend(config.pose.backend, threads=1)
 
     def names(self) -> dict[str, str]:
         """The name of each model, which every shard of a run must share."""
-        return {"face": self.face.name, "pose": self.pose.name}
+        return {"face": self.face.name, "pose": f"{self.pose.name} ({self.pose.reason})"}
 
     def notes(self) -> tuple[str, ...]:
         """Which models were taken, and why, in words."""
@@ -62,7 +62,7 @@ class Perception:
             "pose": {
                 "name": self.pose.name,
                 "licence": self.pose.licence,
-                "threshold": float(self.pose.threshold),
+                "visible_from": VISIBLE,
             },
             "camera": {"name": "optical flow and robust homography", "licence": "Apache-2.0"},
         }
@@ -96,7 +96,8 @@ class Perception:
             "camera_tracked_share": motion.tracked_share,
         }
         scores |= filters.face_scores(frames, faces)
-        scores |= filters.pose_scores(track, self.pose.threshold, self.config.pose.max_missing)
+        scores |= filters.pose_scores(track, self.config.pose.max_missing)
+        scores["pose_backend"] = track.backend
         middle = len(frames) // 2
         return ScoredShot(
             scores=scores, frame=frames[middle], pose=_frame_of(track, middle), faces=faces[middle]
@@ -115,23 +116,17 @@ class Perception:
             VideoError: the clip does not decode.
         """
         every = self.config.pose.every
-        keyframes = np.unique([*range(0, num_frames, every), num_frames - 1])
-        face_step = max(1, round(fps / self.config.samples.fps))
-        sampled = np.unique([*range(0, num_frames, face_step), num_frames - 1])
+        keyframes = FrameStream(clip, fps, num_frames, every)
+        times = start + np.array(keyframes.numbers) / fps
+        track = strongest(
+            self.pose.track(keyframes, source=source, times=times), self.config.pose.max_people
+        )
+        pose = spread_keyframes(track, np.array(keyframes.numbers), num_frames)
         linker = FaceLinker(self.config.pose.max_people)
-        chunks = []
-        for first, frames in _overlapping_chunks(clip, fps, keyframes, sampled):
-            for index in (i for i in sampled if i in frames and i not in linker.seen):
-                linker.add(int(index), self._faces_of(frames[index]))
-            chosen = [index for index in keyframes if index in frames]
-            if not chosen or (chunks and chosen[-1] == first):
-                continue
-            times = start + np.array(chosen) / fps
-            chunks.append(self.pose.track([frames[i] for i in chosen], source=source, times=times))
-        joined = join_chunks(chunks, self.config.pose.max_people)
-        pose = spread_keyframes(joined, keyframes, num_frames, self.pose.threshold)
-        faces = linker.track(num_frames, pose, self.face.name, self.face.channel_order)
-        return pose, faces
+        sampled = FrameStream(clip, fps, num_frames, max(1, round(fps / self.config.samples.fps)))
+        for number, frame in zip(sampled.numbers, sampled, strict=True):
+            linker.add(number, self._faces_of(frame))
+        return pose, linker.track(num_frames, pose, self.face.name, self.face.channel_order)
 
     def _faces_of(self, frame: np.ndarray) -> list[tuple[Face, np.ndarray | None]]:
         faces = self.face.detect(frame)[: self.config.pose.max_people]
@@ -142,26 +137,6 @@ class Perception:
 
 def _frame_of(track: PoseTrack, index: int) -> PoseTrack:
     kept = slice(index, index + 1)
-    return PoseTrack(
-        keypoints=track.keypoints[kept], score=track.score[kept], boxes=track.boxes[kept]
+    return replace(
+        track, keypoints=track.keypoints[kept], score=track.score[kept], boxes=track.boxes[kept]
     )
-
-
-def _overlapping_chunks(
-    clip: Path, fps: float, keyframes: np.ndarray, sampled: np.ndarray
-) -> Iterator[tuple[int, dict[int, np.ndarray]]]:
-    """(number of the shared frame, wanted frames by number), a few dozen at a time.
-
-    Each chunk begins with the last keyframe of the one before, by which people are matched.
-    """
-    wanted, keys = set(sampled.tolist()) | set(keyframes.tolist()), set(keyframes.tolist())
-    chunk: dict[int, np.ndarray] = {}
-    shared = 0
-    for index, frame in enumerate(iter_frames(clip, fps=fps)):
-        if index in wanted:
-            chunk[index] = frame
-        if len(chunk) >= _CHUNK and index in keys:
-            yield shared, chunk
-            shared, chunk = index, {index: frame}
-    if chunk:
-        yield shared, chunk

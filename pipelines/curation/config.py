@@ -61,7 +61,7 @@ class SampleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CameraConfig:
-    """The camera is moving above `max_percent_per_second`, % of the frame's diagonal a second."""
+    """A camera moves above `max_percent_per_second`, % of the frame's longer side a second."""
 
     max_percent_per_second: float = 5.0
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from animator.keypoints import VISIBLE
 from pipelines.curation.config import CurationConfig
 from pipelines.faces import Face
 from pipelines.pose import PoseTrack
@@ -63,18 +64,18 @@ def face_scores(frames: Sequence[np.ndarray], faces: Sequence[Sequence[Face]]) -
     }
 
 
-def pose_scores(track: PoseTrack, threshold: float, max_missing: float) -> Scores:
+def pose_scores(track: PoseTrack, max_missing: float) -> Scores:
     """Missing keypoints of the main person and the number of people.
 
-    pose_missing: share of all T x 18 joints scored under the threshold; 1 where nobody is found.
+    pose_missing: share of all T x 18 joints scored under the track's threshold; 1 for nobody.
     pose_bad_frames: share of frames in which more than `max_missing` of the 18 are missing.
     people: most people seen in at least a tenth of the frames.
     """
     num_frames, num_people = track.score.shape[:2]
     if num_frames == 0 or num_people == 0:
         return {"pose_missing": 1.0, "pose_bad_frames": 1.0, "people": 0}
-    missing = (track.score[:, 0] < threshold).mean(axis=1)
-    present = (track.score >= threshold).any(axis=2).sum(axis=1)
+    missing = (track.score[:, 0] < VISIBLE).mean(axis=1)
+    present = (track.score >= VISIBLE).any(axis=2).sum(axis=1)
     crowds = [count for count in range(num_people + 1) if (present >= count).mean() >= 0.1]
     return {
         "pose_missing": float(missing.mean()),

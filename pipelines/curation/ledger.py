@@ -123,12 +123,13 @@ class RunJournal:
             stream.write(b"x")
         return deaths
 
-    def end(self, event: Event) -> None:
-        """Note that a source is done, and tell the driver."""
+    def end(self, event: Event, *, given_up: bool = False) -> None:
+        """Note that a source is done, and tell the driver; one given up stays so in this run."""
         line = json.dumps([event.source, event.verdict, event.reasons, event.clips])
         with (self.root / "events" / f"{socket.gethostname()}-{os.getpid()}").open("a") as stream:
             stream.write(line + "\n")
-        (self.root / "started" / event.source).unlink(missing_ok=True)
+        if not given_up:
+            (self.root / "started" / event.source).unlink(missing_ok=True)
 
     def new_events(self) -> list[Event]:
         """What workers have noted since the last call; a repeated shard repeats its sources."""

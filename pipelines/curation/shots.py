@@ -152,10 +152,11 @@ class _Scanner:
             around = self.empty[max(0, cut - 1) : cut + 1]
             if any(around):
                 continue  # the edge of a fade
-            before = self._frame(cut - 1)
-            later = min(cut + settle, self.count - 1)
-            # A flash is over a few frames later; a cut is not.
-            if not any(_same_scene(before, self._frame(at), self.config) for at in (cut, later)):
+            # A flash is over a few frames later, and was not there a few before; a cut stays.
+            before = (cut - 1, max(0, cut - 1 - settle))
+            after = (cut, min(cut + settle, self.count - 1))
+            pairs = ((self._frame(one), self._frame(two)) for one in before for two in after)
+            if not any(_same_scene(one, two, self.config) for one, two in pairs):
                 self.hard.append(cut)
 
     def _frame(self, index: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from animator.keypoints import VISIBLE
 from animator.skeleton import draw_pose
 from pipelines.clips import ClipStore
 from pipelines.faces import Face
@@ -23,12 +24,10 @@ _SHEET_COLUMNS = 4
 _FACE_COLOUR = (255, 214, 64)
 
 
-def draw_thumbnail(
-    frame: np.ndarray, pose: PoseTrack, faces: Sequence[Face], threshold: float
-) -> np.ndarray:
+def draw_thumbnail(frame: np.ndarray, pose: PoseTrack, faces: Sequence[Face]) -> np.ndarray:
     """A frame 240 pixels high with the first frame of `pose` and the faces drawn in, RGB."""
     boxes = np.array([face.box for face in faces], np.float32).reshape(-1, 4)
-    return _draw(frame, pose.keypoints[0], pose.score[0], boxes, threshold, THUMB_HEIGHT)
+    return _draw(frame, pose.keypoints[0], pose.score[0], boxes, VISIBLE, THUMB_HEIGHT)
 
 
 def encode_jpeg(image: np.ndarray, quality: int = 80) -> bytes:
@@ -53,14 +52,13 @@ def contact_sheet(folder: Path | str, key: str, png: Path | str) -> Path:
     count = min(_SHEET_FRAMES, store.num_frames(i))
     indices = np.linspace(0, store.num_frames(i) - 1, count).round().astype(int).tolist()
     pose, faces = store.pose(i), store.faces(i)
-    threshold = store.meta(i).get("models", {}).get("pose", {}).get("threshold", 0.3)
     tiles = [
         _draw(
             frame,
             pose.keypoints[index],
             pose.score[index],
             faces.boxes[index],
-            threshold,
+            VISIBLE,
             _SHEET_HEIGHT,
         )
         for frame, index in zip(store.frames(i, indices), indices, strict=True)

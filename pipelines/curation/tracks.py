@@ -1,13 +1,15 @@
-"""Joining what was seen in single frames and chunks into tracks over a whole clip.
+"""From what was seen in some frames to tracks over every frame of a clip.
 
 T frames, P people, N = 18 keypoints, D embedding size
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 
+from animator.keypoints import VISIBLE
 from pipelines.faces import Face
 from pipelines.pose import PoseTrack
 from pipelines.schema import FaceTrack
@@ -15,70 +17,43 @@ from pipelines.schema import FaceTrack
 _MIN_OVERLAP = 0.2
 
 
-def join_chunks(chunks: Sequence[PoseTrack], max_people: int) -> PoseTrack:
-    """One track from chunks of which each begins with the last frame of the one before.
-
-    People are matched by their boxes in the shared frame, and ordered by the size and length of
-    their appearance; at most `max_people` are kept.
-    """
-    length = sum(len(chunk.score) for chunk in chunks) - max(0, len(chunks) - 1)
-    slots: list[dict[str, np.ndarray]] = []
-    previous: list[int] = []
-    begin = 0
-    for number, chunk in enumerate(chunks):
-        people = chunk.score.shape[1]
-        matched: dict[int, int] = {}
-        if number > 0:
-            last = np.array([slots[slot]["boxes"][begin] for slot in previous]).reshape(-1, 4)
-            pairs = match_boxes(chunk.boxes[0], last)
-            # Who is absent from the shared frame has only the order to be known by.
-            rest = [other for other in range(len(last)) if other not in pairs.values()]
-            absent = [other for other in rest if not last[other].any()]
-            lost = [p for p in range(people) if p not in pairs and not chunk.boxes[0, p].any()]
-            pairs |= dict(zip(lost, absent, strict=False))
-            matched = {person: previous[other] for person, other in pairs.items()}
-        previous = []
-        for person in range(people):
-            slot = matched.get(person)
-            if slot is None:
-                slot = len(slots)
-                slots.append(_empty_person(length))
-            span = slice(begin, begin + len(chunk.score))
-            slots[slot]["keypoints"][span] = chunk.keypoints[:, person]
-            slots[slot]["score"][span] = chunk.score[:, person]
-            slots[slot]["boxes"][span] = chunk.boxes[:, person]
-            previous.append(slot)
-        begin += len(chunk.score) - 1
-    slots.sort(key=lambda slot: -float(box_areas(slot["boxes"]).sum()))
-    return _stack_people(slots[:max_people], length)
+def strongest(track: PoseTrack, max_people: int) -> PoseTrack:
+    """The first `max_people` of a track, which backends order by size and duration."""
+    return replace(
+        track,
+        keypoints=track.keypoints[:, :max_people],
+        score=track.score[:, :max_people],
+        boxes=track.boxes[:, :max_people],
+    )
 
 
-def spread_keyframes(
-    track: PoseTrack, keyframes: np.ndarray, num_frames: int, threshold: float
-) -> PoseTrack:
+def spread_keyframes(track: PoseTrack, keyframes: np.ndarray, num_frames: int) -> PoseTrack:
     """A track of `keyframes` as one of every frame.
 
     Joints seen at both neighbouring keyframes move in a straight line; others stay with the nearer.
     """
     if len(keyframes) == num_frames:
         return track
-    after = np.clip(np.searchsorted(keyframes, np.arange(num_frames)), 1, len(keyframes) - 1)
-    before = after - 1
+    frames = np.arange(num_frames)
+    after = np.clip(np.searchsorted(keyframes, frames), 0, len(keyframes) - 1)
+    before = np.clip(np.searchsorted(keyframes, frames, side="right") - 1, 0, None)
     gap = np.maximum(keyframes[after] - keyframes[before], 1)
-    weight = ((np.arange(num_frames) - keyframes[before]) / gap).astype(np.float32)
+    weight = ((frames - keyframes[before]) / gap).astype(np.float32)
     nearest = np.where(weight < 0.5, before, after)
-    joint = (track.score[before] >= threshold) & (track.score[after] >= threshold)
-    box = (box_areas(track.boxes)[before] > 0) & (box_areas(track.boxes)[after] > 0)
+    seen = track.score >= VISIBLE
+    present = box_areas(track.boxes) > 0
 
-    def spread(values: np.ndarray, both: np.ndarray) -> np.ndarray:
+    def spread(values: np.ndarray, known: np.ndarray) -> np.ndarray:
         share = weight.reshape(-1, *[1] * (values.ndim - 1))
         moved = values[before] * (1 - share) + values[after] * share
+        both = known[before] & known[after]
         return np.where(both, moved, values[nearest]).astype(np.float32)
 
-    return PoseTrack(
-        keypoints=spread(track.keypoints, joint[..., None]),
-        score=spread(track.score, joint),
-        boxes=spread(track.boxes, box[..., None]),
+    return replace(
+        track,
+        keypoints=spread(track.keypoints, seen[..., None]),
+        score=spread(track.score, seen),
+        boxes=spread(track.boxes, present[..., None]),
     )
 
 
@@ -152,13 +127,14 @@ class FaceLinker:
         score = np.zeros((num_frames, people), np.float32)
         sampled = sorted(self.seen)
         for person, slot in placed.items():
-            for before, after in zip(sampled, [*sampled[1:], None], strict=True):
-                here = slot.seen.get(before)
+            for before, after in pairwise([*sampled, num_frames]):
+                here, there = slot.seen.get(before), slot.seen.get(after)
                 if here is None:
                     continue
-                there = slot.seen.get(after) if after is not None else None
-                for frame in range(before, before + 1 if there is None else (after or 0)):
-                    share = (frame - before) / ((after or 0) - before) if there else 0.0
+                # The last sample holds to the end; a face lost by the next one is gone at once.
+                last = before == sampled[-1]
+                for frame in range(before, after if there or last else before + 1):
+                    share = (frame - before) / (after - before) if there else 0.0
                     other = there or here
                     boxes[frame, person] = _mix(here.box, other.box, share)
                     landmarks[frame, person] = _mix(here.landmarks, other.landmarks, share)
@@ -217,23 +193,3 @@ def _stack_embeddings(placed: dict[int, _FaceSlot], people: int) -> np.ndarray:
     for person, embedding in known.items():
         stacked[person] = embedding
     return stacked
-
-
-def _empty_person(length: int) -> dict[str, np.ndarray]:
-    return {
-        "keypoints": np.zeros((length, 18, 2), np.float32),
-        "score": np.zeros((length, 18), np.float32),
-        "boxes": np.zeros((length, 4), np.float32),
-    }
-
-
-def _stack_people(slots: Sequence[dict[str, np.ndarray]], length: int) -> PoseTrack:
-    empty = _empty_person(length)
-    return PoseTrack(
-        **{
-            name: np.stack([slot[name] for slot in slots], axis=1)
-            if slots
-            else np.zeros((length, 0, *empty[name].shape[1:]), np.float32)
-            for name in empty
-        }
-    )
