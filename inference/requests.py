@@ -115,13 +115,16 @@ class ManifestItem:
 
         `digests` remembers the hash of each file, so that shared inputs are read once.
         """
-        sidecars = [self.driving.with_suffix(suffix) for suffix in POSE_SIDECARS]
-        files = [self.reference, self.driving, *(path for path in sidecars if path.is_file())]
-        for path in files:
+        files = {"reference": self.reference, "driving": self.driving}
+        for role, path in tuple(files.items()):
+            for suffix in POSE_SIDECARS:
+                if path.with_suffix(suffix).is_file():
+                    files[role + suffix] = path.with_suffix(suffix)
+        for path in files.values():
             if path not in digests:
                 digests[path] = sha256_file(path)
         content = {
-            "files": [digests[path] for path in files],
+            "files": {role: digests[path] for role, path in files.items()},
             "options": asdict(self.options),
             "model": model,
         }

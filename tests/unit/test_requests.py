@@ -116,8 +116,13 @@ def test_identity_follows_content_options_and_model_but_not_names(folder: Path) 
     same, copy, seed, driving = (item.identity("model", {}) for item in items)
     assert same == copy
     assert len({same, seed, driving, items[0].identity("other", {})}) == 4
-    (folder / "clips/dance.pose.npz").write_bytes(b"poses beside the clip steer the video too")
-    assert items[0].identity("model", {}) != same
+    identities = {same}
+    for name in ("clips/dance.pose.npz", "a.pose.npz"):
+        (folder / name).write_bytes(b"keypoints beside a file steer the video too")
+        identities.add(items[0].identity("model", {}))
+    (folder / "clips/dance.pose.npz").unlink()
+    identities.add(items[0].identity("model", {}))
+    assert len(identities) == 4
 
 
 def test_a_request_survives_json(folder: Path) -> None:
