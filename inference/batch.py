@@ -166,7 +166,9 @@ def animate_batch(config: BatchConfig, *, show_progress: bool = True) -> dict[st
     """
     started = time.time()
     items = read_manifest(config.manifest)
-    out = config.out.absolute()
+    # Ray's processes need not share our working folder.
+    config = replace(config, out=config.out.absolute(), model_dir=config.model_dir.absolute())
+    out = config.out
     _protect_inputs(config.manifest, items, out)
     model = model_fingerprint(config.model_dir)
     lock = FolderLock(out, LOCK, "animator batch")
@@ -248,8 +250,10 @@ def _protect_inputs(manifest: Path, items: list[ManifestItem], out: Path) -> Non
 def _run(config: BatchConfig, tasks: list[_Task]) -> Iterator[_Task]:
     """Results as they come, in no order. One row a block, so that none waits for its neighbours."""
     import ray
+    import ray.data
     from ray.exceptions import RayError
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # our bar tells what goes on
     cpus = config.cpus_per_engine or max(1, (os.cpu_count() or 1) // config.engines)
     ours = not ray.is_initialized()
     if ours:
@@ -286,7 +290,6 @@ def _run(config: BatchConfig, tasks: list[_Task]) -> Iterator[_Task]:
 def _start_ray(num_cpus: int) -> None:
     import ray
 
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.ERROR)
         return

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,11 @@ class ServerConfig:
             return False
 
 
-def serve(config: ServerConfig, announce: Callable[[str], None] = print) -> None:
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def serve(config: ServerConfig, announce: Callable[[str], None] = _say) -> None:
     """Run the server until SIGINT or SIGTERM; `announce` gets one line when it is ready.
 
     Raises:
@@ -92,8 +96,14 @@ def serve(config: ServerConfig, announce: Callable[[str], None] = print) -> None
             f"host {config.host!r} can be reached from other machines and {KEY_VARIABLE} is not "
             f"set; set it to a long random text, or bind 127.0.0.1"
         )
+    if not config.model_dir.is_dir():
+        raise ServeError(f"{config.model_dir}: no such folder; give the folder of a saved model")
     started = time.monotonic()
-    files = JobFiles(config.data_dir.absolute())
+    # Ray's processes need not share our working folder.
+    config = replace(
+        config, model_dir=config.model_dir.absolute(), data_dir=config.data_dir.absolute()
+    )
+    files = JobFiles(config.data_dir)
     lock = FolderLock(files.root, "server.lock", "animator serve")
     boot = secrets.token_hex(6)
     try:
@@ -134,7 +144,7 @@ class EngineActor:
         engine = open_engine(
             config.engine_factory, config.model_dir, face=config.face, pose=config.pose
         )
-        files = JobFiles(config.data_dir.absolute())
+        files = JobFiles(config.data_dir)
         store = JobStore(files.database, max_attempts=config.max_attempts)
         self.worker = EngineWorker(
             store, files, engine, owner=self.owner, lease_seconds=config.lease_seconds
@@ -253,7 +263,7 @@ def _start_http(config: ServerConfig, port: int) -> None:
     def build():
         from inference.web import create_app
 
-        files = JobFiles(config.data_dir.absolute())
+        files = JobFiles(config.data_dir)
         return create_app(
             files,
             JobStore(files.database, max_attempts=config.max_attempts),
