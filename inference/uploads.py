@@ -34,13 +34,15 @@ class UploadError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class UploadLimits:
-    """What one upload may cost."""
+    """What one upload may cost, in `seconds` at most, and how many may be under way at once."""
 
     image_bytes: int = 32 << 20
     video_bytes: int = 512 << 20
     image_pixels: int = 40_000_000
     video_pixels: int = 3840 * 2160
     video_seconds: float = 600.0
+    seconds: float = 900.0
+    at_once: int = 8
 
     @property
     def body_bytes(self) -> int:

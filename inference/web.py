@@ -19,6 +19,7 @@ from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from inference.job import IdempotencyError, Job, new_job_id
 from inference.jobs import JobStore
@@ -61,6 +62,7 @@ def create_app(
         responses={code: {"model": Problem} for code in ("4XX", "5XX")},
     )
     _answer_problems(app)
+    receiving: set[str] = set()
 
     @app.get("/healthz")
     def healthz() -> Health:
@@ -71,27 +73,25 @@ def create_app(
     async def create_video(request: Request) -> Video:
         """Queue a job; answered when it is on disk. `Idempotency-Key` makes it safe to repeat."""
         key = _idempotency_key(request)
-        if store.counts()["queued"] >= max_queued:
-            raise HTTPException(
-                429,
-                f"{max_queued} jobs are waiting already; try again later",
-                headers={"Retry-After": str(RETRY_SECONDS)},
-            )
-        if int(request.headers.get("content-length") or 0) > limits.body_bytes:
-            raise HTTPException(
-                413, f"the body is larger than {limits.body_bytes} bytes; send smaller files"
-            )
+        _admit(request, store, limits, max_queued, len(receiving))
         job_id = new_job_id()
         folder = files.incoming / job_id
         folder.mkdir(mode=0o700)
+        receiving.add(job_id)
         try:
             upload = Upload(request.headers.get("content-type", ""), folder, limits)
-            await upload.receive(request.stream())
+            async with asyncio.timeout(limits.seconds):
+                await upload.receive(request.stream())
             options = SamplingOptions.from_text(upload.fields)
             job, created = await asyncio.to_thread(
                 _commit, files, store, upload, options, limits, key
             )
+        except TimeoutError:
+            raise UploadError(408, f"the upload took longer than {limits.seconds:g} s") from None
+        except ClientDisconnect:
+            raise UploadError(400, "the upload was broken off") from None
         finally:
+            receiving.discard(job_id)
             shutil.rmtree(folder, ignore_errors=True)
         status = 201 if created else 200
         return _reply(job, status)  # pyright: ignore[reportReturnType]
@@ -140,6 +140,21 @@ def create_app(
         return DeletedVideo(id=video_id)
 
     return app
+
+
+def _admit(
+    request: Request, store: JobStore, limits: UploadLimits, max_queued: int, num_receiving: int
+) -> None:
+    """Refuse before the body is read: bodies in flight are held in memory by Ray's proxy."""
+    later = {"Retry-After": str(RETRY_SECONDS)}
+    if store.counts()["queued"] >= max_queued:
+        raise HTTPException(429, f"{max_queued} jobs are waiting already; try again later", later)
+    if num_receiving >= limits.at_once:
+        raise HTTPException(429, f"{num_receiving} uploads are under way; try again later", later)
+    if int(request.headers.get("content-length") or 0) > limits.body_bytes:
+        raise HTTPException(
+            413, f"the body is larger than {limits.body_bytes} bytes; send smaller files"
+        )
 
 
 def _commit(

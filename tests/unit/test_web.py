@@ -73,6 +73,15 @@ def test_a_full_queue_asks_to_come_back(client, form) -> None:
     assert (response.status_code, response.headers["retry-after"]) == (429, "30")
 
 
+def test_too_many_or_too_slow_uploads_are_turned_away(client, form, tmp_path) -> None:
+    response = client(limits=UploadLimits(at_once=0)).post("/v1/videos", files=form)
+    assert response.status_code == 429
+    assert "uploads are under way" in response.json()["detail"]
+    response = client(limits=UploadLimits(seconds=0)).post("/v1/videos", files=form)
+    assert (response.status_code, response.json()["title"]) == (408, "Request Timeout")
+    assert not list((tmp_path / "data" / "incoming").iterdir())
+
+
 def test_a_repeated_key_keeps_one_copy_of_the_files(client, form, tmp_path) -> None:
     headers = {"Idempotency-Key": "k"}
     ids = {client().post("/v1/videos", files=form, headers=headers).json()["id"] for _ in range(3)}
