@@ -24,11 +24,12 @@ from safetensors.torch import load_file, save_file
 
 from training.config import TrainConfig, binding_settings, changed_settings
 from training.ema import WeightAverage
-from training.engine import Engine
+from training.engine import Engine, convert_state
 
 _RECORD = "train.json"
 _AVERAGE = "ema.safetensors"
 _PREFIX = "samples-"
+_CONVERTED = "converted-"
 
 
 class ResumeError(ValueError):
@@ -45,6 +46,16 @@ class Checkpoint:
     @property
     def samples_seen(self) -> int:
         return self.record["samples_seen"]
+
+    @property
+    def world(self) -> int:
+        return self.record["world"]
+
+    def state_for(self, world: int) -> Path:
+        """The folder whose state that many workers can load."""
+        if world == self.world:
+            return self.folder
+        return self.folder.with_name(f"{_CONVERTED}{self.folder.name}")
 
     def average(self) -> dict[str, Any]:
         """The averaged weights and buffers, fp32, under the model's own names."""
@@ -91,7 +102,7 @@ def write_checkpoint(
 
 def read_checkpoint(checkpoint: Checkpoint, engine: Engine, average: WeightAverage) -> None:
     """Take over model, optimiser and average; every worker calls it."""
-    engine.load(checkpoint.folder)
+    engine.load(checkpoint.state_for(engine.world))
     average.load(checkpoint.average() if engine.rank == 0 else {})
 
 
@@ -131,8 +142,9 @@ def fault(folder: Path, *, thorough: bool = True) -> str | None:
 
 def remove_incomplete(root: Path) -> list[str]:
     """Remove what a kill left behind: folders newer than the newest complete one; a line each."""
-    for scratch in root.glob(".writing-*"):
-        shutil.rmtree(scratch, ignore_errors=True)
+    for pattern in (".writing-*", f"{_CONVERTED}*"):
+        for scratch in root.glob(pattern):
+            shutil.rmtree(scratch, ignore_errors=True)
     lines = []
     for folder in _folders(root):
         reason = fault(folder)
@@ -149,8 +161,21 @@ def prune(root: Path, keep: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def check_resume(checkpoint: Checkpoint, config: TrainConfig, fingerprint: str, world: int) -> None:
-    """Refuse to continue a run under other settings, on other data or with another world size.
+def fit_world(checkpoint: Checkpoint, world: int) -> str | None:
+    """Convert the state where another number of workers saved it; a line that says so.
+
+    The run goes on from the same state, but sums are taken in another order from there on.
+    """
+    target = checkpoint.state_for(world)
+    if target == checkpoint.folder:
+        return None
+    shutil.rmtree(target, ignore_errors=True)
+    convert_state(checkpoint.folder, target)
+    return f"{checkpoint.folder.name}: {checkpoint.world} workers' state converted for {world}."
+
+
+def check_resume(checkpoint: Checkpoint, config: TrainConfig, fingerprint: str) -> None:
+    """Refuse to continue a run under other settings or on other data.
 
     Raises:
         ResumeError: what differs and how to mend it.
@@ -166,11 +191,6 @@ def check_resume(checkpoint: Checkpoint, config: TrainConfig, fingerprint: str, 
         raise ResumeError(
             f"{name} was trained on other data (fingerprint {record['fingerprint'][:12]}, given "
             f"{fingerprint[:12]}): give the same data, or start in an empty folder."
-        )
-    if record["world"] != world:
-        raise ResumeError(
-            f"{name} holds the optimiser state of {record['world']} workers, the run has {world}: "
-            f"set run.num_workers={record['world']}."
         )
 
 

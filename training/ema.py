@@ -21,7 +21,7 @@ class WeightAverage:
 
     Under ZeRO-1 and 2 every rank holds all weights, so one rank's copy is enough. Where the
     weights are bf16 the fp32 masters are read, which are spread over the ranks: then `update` and
-    `state` are collective, and every rank calls them.
+    `state` are collective, and every rank calls them. The average lies on the weights' device.
 
     Args:
         keep: hold the average here (rank 0); other ranks only take part in reading masters.

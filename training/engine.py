@@ -6,6 +6,8 @@ that no C++ is compiled on any machine; ZeRO shares out its state and the gradie
 
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,9 @@ class Engine:
 
     Needs an initialised process group; every method is collective.
 
+    Args:
+        converted: the state to `load` went through `convert_state`.
+
     Attributes:
         model: the bare module, with its own parameter names.
 
@@ -32,7 +37,9 @@ class Engine:
         ValueError: nothing in the model is trainable, or the batch does not divide.
     """
 
-    def __init__(self, task: Task, config: TrainConfig, device: torch.device) -> None:
+    def __init__(
+        self, task: Task, config: TrainConfig, device: torch.device, *, converted: bool = False
+    ) -> None:
         deepspeed = import_deepspeed(device)
         self.device = device
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
@@ -57,7 +64,8 @@ class Engine:
             model=self._loss,
             model_parameters=trainable,
             optimizer=optimizer,
-            config=deepspeed_settings(config, self.world, device, num_trainable),
+            config=deepspeed_settings(config, self.world, device, num_trainable)
+            | {"checkpoint": {"load_universal": converted}},
             dist_init_required=False,
         )[0]
 
@@ -93,14 +101,14 @@ class Engine:
         return dict(zip(names, (total[0] / total[1]).tolist(), strict=True))
 
     def barrier(self) -> None:
-        dist.barrier()
+        dist.barrier(device_ids=[self.device.index or 0] if self.device.type == "cuda" else None)
 
     def save(self, folder: Path) -> None:
         """Write this worker's part of model and optimiser."""
         self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
 
     def load(self, folder: Path) -> None:
-        """Read back what the same number of workers saved."""
+        """Read back what the same number of workers saved, or what was converted."""
         path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG)
         if path is None:
             raise ValueError(f"{folder} holds no optimiser state: remove this checkpoint.")
@@ -127,6 +135,23 @@ class _Loss(nn.Module):
             for name, value in numbers.items()
         }
         return loss.float()
+
+
+def convert_state(source: Path, target: Path) -> None:
+    """Rewrite a saved state so that any number of workers can load it (ZeRO stages 1 and 2).
+
+    Raises:
+        ValueError: DeepSpeed cannot convert it.
+    """
+    # Its own process: it prints, and uses a pool of processes that torch's threads would upset.
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+    command += ["--input_folder", str(source / _TAG), "--output_folder", str(target / _TAG)]
+    command += ["--inject_missing_state", "--num_extract_workers", "2", "--num_merge_workers", "2"]
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ValueError(f"DeepSpeed cannot convert {source}: {reason}")
 
 
 def import_deepspeed(device: torch.device) -> Any:

@@ -196,7 +196,6 @@ def _ray() -> Iterator[Path]:
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # how fast reports return
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # paths mean what they mean here
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
     session = Path("/tmp/ray/session_latest")
@@ -239,23 +238,23 @@ def _modules_of_driver() -> Iterator[None]:
 
 
 def _resources(config: TrainConfig) -> tuple[bool, int]:
-    """Whether workers get a GPU, and how many cores each has."""
+    """Whether workers get a GPU, and how many cores each has.
+
+    Raises:
+        ValueError: more workers than this machine has room for. A cluster may grow instead.
+    """
     import ray
 
     workers, total = config.run.num_workers, ray.cluster_resources()
     gpus = int(total.get("GPU", 0))
-    use_gpu = gpus >= workers if config.run.use_gpu is None else config.run.use_gpu
-    if use_gpu and gpus < workers:
+    use_gpu = gpus > 0 if config.run.use_gpu is None else config.run.use_gpu
+    kind, room = ("GPUs", gpus) if use_gpu else ("CPUs", int(total.get("CPU", 0)))
+    if workers > room and "RAY_ADDRESS" not in os.environ:
         raise ValueError(
-            f"run.num_workers is {workers}, expected at most {gpus}, the number of GPUs: "
-            f"set run.num_workers={max(gpus, 1)} or run.use_gpu=false."
+            f"run.num_workers is {workers}, expected at most {room}, the number of {kind} here: "
+            f"set run.num_workers={max(room, 1)}{' or run.use_gpu=false' if use_gpu else ''}."
         )
-    if total.get("CPU", 0) < workers:
-        raise ValueError(
-            f"run.num_workers is {workers}, expected at most {int(total.get('CPU', 0))}, the "
-            "number of CPUs: lower it."
-        )
-    nodes = sum(node["Alive"] for node in ray.nodes())
+    nodes = max(1, sum(node["Alive"] for node in ray.nodes()))
     return use_gpu, max(1, (os.cpu_count() or 1) * nodes // workers)
 
 

@@ -6,14 +6,16 @@ into micro-batches. Checkpoint, average and log fall due at multiples of their i
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from math import isfinite, isnan
 from pathlib import Path
 from typing import Self
 
 import psutil
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from training import checkpoint as ckpt
@@ -44,21 +46,25 @@ def train_loop(
         ResumeError: the checkpoint belongs to another run.
     """
     task.prepare(device)
-    engine = Engine(task, config, device)
+    root, size = out / "checkpoints", config.batch.global_batch
+    latest = ckpt.newest_checkpoint(root, thorough=False)
+    converted = latest is not None and latest.world != dist.get_world_size()
+    engine = Engine(task, config, device, converted=converted)
     average = WeightAverage(engine.model, keep=engine.rank == 0)
     about = ckpt.describe_run(config, task.fingerprint, engine.world)
-    root, size = out / "checkpoints", config.batch.global_batch
 
     samples_seen = 0
-    latest = ckpt.newest_checkpoint(root, thorough=False)
     if latest is not None:
-        ckpt.check_resume(latest, config, task.fingerprint, engine.world)
+        ckpt.check_resume(latest, config, task.fingerprint)
         ckpt.read_checkpoint(latest, engine, average)
         samples_seen = latest.samples_seen
     engine.barrier()
 
-    log = MetricsLog(out / "metrics.jsonl", samples_seen) if engine.rank == 0 else None
-    with BatchLoader(task, config, engine, samples_seen) as loader:
+    first = engine.rank == 0
+    with (
+        MetricsLog(out / "metrics.jsonl", samples_seen) if first else nullcontext() as log,
+        BatchLoader(task, config, engine, samples_seen) as loader,
+    ):
         while samples_seen < config.optim.samples:
             started = time.perf_counter()
             rate = config.optim.learning_rate(samples_seen)
@@ -98,23 +104,25 @@ def train_loop(
                     tracker.log(record)
 
             if _due(samples_seen, size, config.checkpoint.every_samples, config.optim.samples):
-                _save(engine, average, reporter, {**about, "samples_seen": samples_seen})
-                if engine.rank == 0:
+                _save(engine, average, reporter, samples_seen, about)
+                if first:
                     ckpt.prune(root, config.checkpoint.keep)
-    if log is not None:
-        log.__exit__()
 
 
 def _save(
-    engine: Engine, average: WeightAverage, reporter: Reporter, record: dict[str, object]
+    engine: Engine,
+    average: WeightAverage,
+    reporter: Reporter,
+    samples_seen: int,
+    about: Mapping[str, object],
 ) -> None:
-    def write(folder: Path) -> None:
-        ckpt.write_checkpoint(folder, engine, average, record)
+    position = {"samples_seen": samples_seen}
 
-    samples_seen = record["samples_seen"]
-    assert isinstance(samples_seen, int)
-    reporter.save(ckpt.checkpoint_name(samples_seen), write, {"samples_seen": samples_seen})
-    engine.barrier()
+    def write(folder: Path) -> None:
+        ckpt.write_checkpoint(folder, engine, average, {**about, **position})
+
+    reporter.save(ckpt.checkpoint_name(samples_seen), write, position)
+    engine.barrier()  # every worker's files are in place
 
 
 def _due(samples_seen: int, size: int, every: int, end: int) -> bool:

@@ -80,7 +80,9 @@ def prepare_folder(
     (out / _FAILURE).unlink(missing_ok=True)
     latest = ckpt.newest_checkpoint(root, thorough=False)
     if latest is not None:
-        ckpt.check_resume(latest, config, task.fingerprint, world)
+        ckpt.check_resume(latest, config, task.fingerprint)
+        if latest.samples_seen < config.optim.samples and (line := ckpt.fit_world(latest, world)):
+            progress.note(line)
         progress.note(f"Continuing from {latest.samples_seen} samples.")
     _write_json(out / "config.json", describe(config))
     return latest.samples_seen if latest else 0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import toy_task
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
+from training.checkpoint import checkpoint_name
 from training.launch import train
 from training.metrics import Quiet, read_metrics
 
@@ -65,10 +67,21 @@ def test_run_is_tracked_from_its_folder(whole_run):
     assert stored.data.metrics["train/loss"] == pytest.approx(last["loss"])
 
 
+def test_run_continues_on_another_number_of_workers(whole_run, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(whole_run, out)
+    (out / "summary.json").unlink()
+    shutil.rmtree(out / "checkpoints" / checkpoint_name(96))
+    summary = train(toy_task.toy_config(), out, progress=Quiet(), local=True)
+    assert summary.samples_seen == 96
+    for alone, two in zip(numbers(out), numbers(whole_run), strict=True):
+        assert alone["loss"] == pytest.approx(two["loss"], abs=1e-6)
+
+
 def test_killed_driver_and_killed_worker_change_nothing(whole_run, tmp_path):
     out = tmp_path / "out"
-    driver = start_driver(out, "--delay", "0.1")
-    wait_for_samples(out, 80, driver)
+    driver = start_driver(out, "--delay", "0.4")
+    wait_for_samples(out, 72, driver)
     processes = psutil.Process(driver.pid).children(recursive=True)
     assert processes  # Ray's
     os.killpg(driver.pid, signal.SIGKILL)

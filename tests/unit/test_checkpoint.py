@@ -89,10 +89,10 @@ def test_only_the_newest_are_kept(tmp_path):
     assert left == [ckpt.checkpoint_name(24), ckpt.checkpoint_name(32)]
 
 
-def resume(tmp_path, config, *, fingerprint="toy-data-0", world=1) -> None:
+def resume(tmp_path, config, *, fingerprint="toy-data-0") -> None:
     make_checkpoint(tmp_path, 64, config=toy_config(lr=1e-3))
     found = ckpt.newest_checkpoint(tmp_path)
-    ckpt.check_resume(found, config, fingerprint, world)
+    ckpt.check_resume(found, config, fingerprint)
 
 
 def test_same_settings_continue(tmp_path):
@@ -127,7 +127,7 @@ def test_constant_run_may_be_made_longer(tmp_path):
         for samples in (64, 640)
     )
     make_checkpoint(tmp_path, 64, config=short)
-    ckpt.check_resume(ckpt.newest_checkpoint(tmp_path), long, "toy-data-0", 1)
+    ckpt.check_resume(ckpt.newest_checkpoint(tmp_path), long, "toy-data-0")
 
 
 def test_other_data_is_refused(tmp_path):
