@@ -1,7 +1,9 @@
 """People's keypoints over the frames of a clip: the protocol, tracks, and the choice of backend.
 
 Keypoints are COCO-18 in 0..1 of the frame with a score in 0..1, 0 where missing; boxes are xyxy in
-0..1. A clip's people are ordered by how much of the picture they fill for how long.
+0..1. A clip's people are ordered by how much of the picture they fill for how long. Scores of
+different networks mean different things: every backend rescales its own so that VISIBLE divides the
+joints worth using from the others.
 
 T frames, P people, K = 18 keypoints
 """
@@ -13,10 +15,9 @@ from typing import Protocol
 
 import numpy as np
 
+from animator.keypoints import NUM_KEYPOINTS, VISIBLE
 from pipelines.models import ENVIRONMENT, locate_pose_models
 
-NUM_KEYPOINTS = 18
-VISIBLE = 0.3
 MAX_PEOPLE = 16
 MIN_OVERLAP = 0.2
 MAX_GAP = 8
@@ -30,13 +31,12 @@ class PoseError(ValueError):
 class PoseTrack:
     """Keypoints (T, P, 18, 2), score (T, P, 18) and boxes (T, P, 4); absent people are zeros.
 
-    A joint scored below `threshold` is missing; `backend` says who found the keypoints.
+    A joint scored below VISIBLE is missing; `backend` says who found the keypoints.
     """
 
     keypoints: np.ndarray
     score: np.ndarray
     boxes: np.ndarray
-    threshold: float = VISIBLE
     backend: str = ""
 
     @property
@@ -54,20 +54,18 @@ class PoseTrack:
             np.zeros((frames, NUM_KEYPOINTS), np.float32),
         )
 
-    def missing_share(self, threshold: float | None = None, person: int = 0) -> float:
+    def missing_share(self, threshold: float = VISIBLE, person: int = 0) -> float:
         """Share of one person's keypoints over all frames that are missing; 1 without a person."""
-        limit = self.threshold if threshold is None else threshold
         score = self.main(person)[1]
-        return float((score < limit).mean()) if score.size else 1.0
+        return float((score < threshold).mean()) if score.size else 1.0
 
     @staticmethod
-    def empty(frames: int, threshold: float = VISIBLE, backend: str = "") -> "PoseTrack":
+    def empty(frames: int, backend: str = "") -> "PoseTrack":
         """A track of no people."""
         return PoseTrack(
             keypoints=np.zeros((frames, 0, NUM_KEYPOINTS, 2), np.float32),
             score=np.zeros((frames, 0, NUM_KEYPOINTS), np.float32),
             boxes=np.zeros((frames, 0, 4), np.float32),
-            threshold=threshold,
             backend=backend,
         )
 
@@ -111,9 +109,7 @@ def box_overlap(one: np.ndarray, other: np.ndarray) -> float:
     return shared / total if total > 0 else 0.0
 
 
-def link_people(
-    frames: Sequence[Sequence[Person]], *, threshold: float = VISIBLE, backend: str = ""
-) -> PoseTrack:
+def link_people(frames: Sequence[Sequence[Person]], *, backend: str = "") -> PoseTrack:
     """Tracks from the people of each frame, by greatest box overlap first.
 
     A person may be lost for MAX_GAP frames. Tracks are ordered by visible area times duration, and
@@ -138,9 +134,8 @@ def link_people(
         tracks += [{index: people[who]} for who in sorted(unmatched)]
     tracks.sort(key=lambda track: -sum(_area(person.box) for person in track.values()))
     tracks = tracks[:MAX_PEOPLE]
-    linked = PoseTrack.empty(len(frames), threshold, backend)
     if not tracks:
-        return linked
+        return PoseTrack.empty(len(frames), backend)
     shape = (len(frames), len(tracks))
     keypoints = np.zeros((*shape, NUM_KEYPOINTS, 2), np.float32)
     score, boxes = np.zeros((*shape, NUM_KEYPOINTS), np.float32), np.zeros((*shape, 4), np.float32)
@@ -149,9 +144,7 @@ def link_people(
             keypoints[index, number] = person.keypoints
             score[index, number] = person.score
             boxes[index, number] = person.box
-    return PoseTrack(
-        keypoints=keypoints, score=score, boxes=boxes, threshold=threshold, backend=backend
-    )
+    return PoseTrack(keypoints=keypoints, score=score, boxes=boxes, backend=backend)
 
 
 def _area(box: np.ndarray) -> float:
@@ -159,15 +152,22 @@ def _area(box: np.ndarray) -> float:
     return float(np.prod(np.maximum(box[2:] - box[:2], 0)))
 
 
-def boxes_around(keypoints: np.ndarray, score: np.ndarray, threshold: float) -> np.ndarray:
+def boxes_around(keypoints: np.ndarray, score: np.ndarray) -> np.ndarray:
     """Boxes (..., 4) around the visible keypoints (..., K, 2), a tenth wider; zeros for none."""
-    visible = (score >= threshold)[..., None]
+    visible = (score >= VISIBLE)[..., None]
     low = np.where(visible, keypoints, np.inf).min(-2)
     high = np.where(visible, keypoints, -np.inf).max(-2)
     seen = visible.any((-2, -1))[..., None]
     low, high = np.where(seen, low, 0), np.where(seen, high, 0)
     margin = 0.05 * (high - low)
     return np.concatenate([low - margin, high + margin], -1).clip(0, 1).astype(np.float32)
+
+
+def calibrate(score: np.ndarray, threshold: float) -> np.ndarray:
+    """Scores of a network rescaled, piecewise linearly, so that its `threshold` becomes VISIBLE."""
+    if threshold == VISIBLE:
+        return score
+    return np.interp(score, [0, threshold, 1], [0, VISIBLE, 1]).astype(np.float32)
 
 
 def without_outside(keypoints: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -188,7 +188,7 @@ class AutoPoseBackend:
         self._network = network
         self.name = "auto"
         self.licence = "that of the keypoints file" if network is None else network.licence
-        self.threshold = VISIBLE if network is None else network.threshold
+        self.threshold = VISIBLE
         fallback = "no keypoints: no pose models were found" if network is None else network.reason
         self.reason = f"keypoints beside the source where they lie there, else {fallback}"
 
@@ -199,7 +199,7 @@ class AutoPoseBackend:
         source: Path | None = None,
         times: np.ndarray | None = None,
     ) -> PoseTrack:
-        """People of one clip; the track's `backend` and `threshold` say who found them."""
+        """People of one clip; the track's `backend` says who found them."""
         if self._file.find(source) is not None:
             return self._file.track(frames, source=source, times=times)
         if self._network is not None:

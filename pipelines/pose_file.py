@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from animator.keypoints import NUM_KEYPOINTS, VISIBLE
 from pipelines.pose import (
-    NUM_KEYPOINTS,
-    VISIBLE,
     PoseError,
     PoseTrack,
     boxes_around,
+    calibrate,
     without_outside,
 )
 from pipelines.video import VideoError, probe
@@ -59,9 +59,9 @@ class FilePoseBackend:
         index = index.clip(0, len(keypoints) - 1)
         score = np.where(inside[:, None, None], score[index], 0)
         keypoints, score = without_outside(keypoints[index], score)
-        threshold = float(arrays.get("threshold", VISIBLE))
+        score = calibrate(score, _threshold(arrays, path))
         if boxes is None:
-            boxes = boxes_around(keypoints, score, threshold)
+            boxes = boxes_around(keypoints, score)
         else:
             boxes = np.where(inside[:, None, None], boxes[index], 0).clip(0, 1).astype(np.float32)
         order = np.argsort(-np.prod(boxes[..., 2:] - boxes[..., :2], -1).sum(0), kind="stable")
@@ -69,7 +69,6 @@ class FilePoseBackend:
             keypoints=keypoints[:, order],
             score=score[:, order],
             boxes=boxes[:, order],
-            threshold=threshold,
             backend=f"{self.name}:{path.name}",
         )
 
@@ -112,7 +111,18 @@ def _people_of(
     boxes = arrays.get("boxes")
     if boxes is not None and boxes.shape != (*score.shape[:2], 4):
         raise PoseError(f"{path}: boxes is {boxes.shape}, expected {(*score.shape[:2], 4)}")
-    return keypoints, score[..., :NUM_KEYPOINTS], boxes
+    score = score[..., :NUM_KEYPOINTS]
+    if score.max(initial=0) > 1:
+        # OpenPose's way: rows of `candidate`, -1 for a missing joint, and no confidence.
+        score = (score >= 0).astype(np.float32)
+    return keypoints, score, boxes
+
+
+def _threshold(arrays: dict[str, np.ndarray], path: Path) -> float:
+    threshold = float(arrays.get("threshold", VISIBLE))
+    if not 0 < threshold < 1:
+        raise PoseError(f"{path}: threshold is {threshold}, expected a score between 0 and 1")
+    return threshold
 
 
 def _nearest(
