@@ -231,7 +231,7 @@ def _build_union(args: tuple[Any, ...], value: Any, path: str) -> Any:
     raise error or _wrong(path, value, Union[args])  # noqa: UP007
 
 
-def _build_dataclass(cls: type, value: Any, path: str) -> Any:
+def _build_dataclass(cls: Any, value: Any, path: str) -> Any:
     if not isinstance(value, Mapping):
         raise _wrong(path, value, cls)
     prefix = f"{path}." if path else ""

@@ -61,12 +61,18 @@ class SampleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CameraConfig:
-    """A camera moves above `max_percent_per_second`, % of the frame's longer side a second."""
+    """A camera moves above `max_percent_per_second`, % of the frame's longer side a second.
+
+    min_tracked_share: where less of the pairs of frames could be followed (plain walls, a person
+        who fills the frame), the measure is not believed and the clip passes.
+    """
 
     max_percent_per_second: float = 5.0
+    min_tracked_share: float = 0.2
 
     def __post_init__(self) -> None:
         _positive("camera", self, "max_percent_per_second")
+        _share("camera", self, "min_tracked_share")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +82,7 @@ class FaceConfig:
     min_share: with a face in fewer frames, there is no face.
     min_score, min_size, min_sharpness: the means under which a face is of low quality: detection
         score, height of the box as a share of the frame's longer side, and variance of the
-        Laplacian of the face scaled to 112 pixels.
+        Laplacian of the face scaled to 48 pixels.
     store_embeddings: whether recognition embeddings, which are personal data, go into the shards.
     """
 

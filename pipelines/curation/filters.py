@@ -27,7 +27,7 @@ REASONS = {
     "low_face_quality": "faces unsure, small or blurred",
     "missing_keypoints": "too many keypoints missing",
 }
-_FACE_SIDE = 112
+_FACE_SIDE = 48
 
 
 def judge(scores: Scores, config: CurationConfig) -> tuple[str, ...]:
@@ -37,9 +37,8 @@ def judge(scores: Scores, config: CurationConfig) -> tuple[str, ...]:
         "cut": config.shots.on_cut == "reject" and _number(scores, "cuts") > 0,
         "too_short": _number(scores, "seconds") < config.output.min_seconds,
         "too_small": shortest < config.output.min_side,
-        "moving_camera": _number(scores, "camera_percent_per_second")
-        > config.camera.max_percent_per_second,
-        "no_face": _number(scores, "face_share") < faces.min_share,
+        "moving_camera": camera_moves(scores, config),
+        "no_face": lacks_face(scores, config),
         "low_face_quality": _number(scores, "face_share") > 0
         and (
             _number(scores, "face_score") < faces.min_score
@@ -49,6 +48,20 @@ def judge(scores: Scores, config: CurationConfig) -> tuple[str, ...]:
         "missing_keypoints": _number(scores, "pose_missing") > config.pose.max_missing,
     }
     return tuple(reason for reason in REASONS if broken.get(reason))
+
+
+def camera_moves(scores: Scores, config: CurationConfig) -> bool:
+    """Whether the camera moves; where hardly a pair of frames could be followed, nobody knows."""
+    camera = config.camera
+    return (
+        _number(scores, "camera_percent_per_second") > camera.max_percent_per_second
+        and _number(scores, "camera_tracked_share") >= camera.min_tracked_share
+    )
+
+
+def lacks_face(scores: Scores, config: CurationConfig) -> bool:
+    """Whether too few of the sampled frames show a face."""
+    return _number(scores, "face_share") < config.faces.min_share
 
 
 def face_scores(frames: Sequence[np.ndarray], faces: Sequence[Sequence[Face]]) -> Scores:
@@ -96,7 +109,10 @@ def _face_size(frame: np.ndarray, box: np.ndarray) -> float:
 
 
 def _sharpness(frame: np.ndarray, box: np.ndarray) -> float:
-    """Variance of the Laplacian of the face at 112 x 112, grey levels 0..255."""
+    """Variance of the Laplacian of the face at 48 x 48, grey levels 0..255.
+
+    A small common size, so that it measures focus and not how near the camera is.
+    """
     height, width = frame.shape[:2]
     left, top, right, bottom = np.clip(box, 0, 1) * (width, height, width, height)
     crop = frame[int(top) : int(np.ceil(bottom)), int(left) : int(np.ceil(right))]

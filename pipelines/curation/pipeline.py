@@ -6,7 +6,6 @@ outlives Ray, the driver and the machine.
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,30 +27,16 @@ from pipelines.curation.plan import (
     make_plan,
     save_plan,
 )
+from pipelines.curation.progress import Progress, report_progress
 from pipelines.curation.worker import process_shard
 from pipelines.schema import ShardRecord
 
-_POLL_SECONDS = 0.5
 _OBJECT_STORE_BYTES = 256 << 20
 _MIN_CPUS = 4
 
 
 class RunError(RuntimeError):
     """A run that could not finish; the same command goes on with what is left."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Where a run stands. `stage` is `hash`, `models`, `work` or `report`; ETA in seconds."""
-
-    stage: str
-    done: int
-    total: int
-    kept: int = 0
-    rejected: int = 0
-    failed: int = 0
-    clips: int = 0
-    eta_seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +152,7 @@ def _run(
     """Process the shards on Ray; returns the number of workers used."""
     journal, run = ledger.RunJournal.create(folder)
     try:
-        with _ray(workers, len(todo)) as pool, _reporting(journal, plan, done, tell):
+        with _ray(workers, len(todo)) as pool, report_progress(journal, plan, done, tell):
             _execute(folder, plan, todo, run, pool)
             return pool
     finally:
@@ -205,6 +190,8 @@ def _ray(workers: int | None, shards_todo: int) -> Iterator[int]:
 
     ours = not ray.is_initialized()
     if ours:
+        # Its core writes remarks about its own actors to our standard error.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         wanted = min(workers or os.cpu_count() or 1, shards_todo)
         quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
         if os.environ.get("RAY_ADDRESS"):
@@ -262,55 +249,6 @@ def _gpu_share(pool: int) -> float:
 
     gpus = ray.cluster_resources().get("GPU", 0)
     return min(1.0, int(100 * gpus / pool) / 100) if gpus else 0.0
-
-
-@contextmanager
-def _reporting(
-    journal: ledger.RunJournal,
-    plan: Plan,
-    done: Sequence[ShardRecord],
-    tell: Callable[[Progress], Any],
-) -> Iterator[None]:
-    """Tell of progress, from a thread, while the body runs."""
-    stop = threading.Event()
-    verdicts = {
-        source.id: (source.verdict, sum(clip.verdict == "kept" for clip in source.clips))
-        for record in done
-        for source in record.sources
-    }
-    before, began = len(verdicts), time.monotonic()
-
-    def look() -> None:
-        for event in journal.new_events():
-            verdicts[event.source] = (event.verdict, event.clips)
-        counts = [verdict for verdict, _ in verdicts.values()]
-        fresh, left = len(verdicts) - before, len(plan.sources) - len(verdicts)
-        eta = (time.monotonic() - began) / fresh * left if fresh else None
-        tell(
-            Progress(
-                stage="work",
-                done=len(verdicts),
-                total=len(plan.sources),
-                kept=counts.count("kept"),
-                rejected=counts.count("rejected"),
-                failed=counts.count("failed"),
-                clips=sum(clips for _, clips in verdicts.values()),
-                eta_seconds=eta,
-            )
-        )
-
-    def watch() -> None:
-        while not stop.wait(_POLL_SECONDS):
-            look()
-
-    thread = threading.Thread(target=watch, name="curation-progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-        look()
 
 
 def _finished(folder: Path, plan: Plan) -> list[ShardRecord]:

@@ -1,14 +1,83 @@
-"""A run's progress in the terminal: a bar where there is one, a line now and then elsewhere."""
+"""How far a run is: read from its journal, drawn as a bar or as a line now and then."""
 
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
-from pipelines.curation.pipeline import Progress
+from pipelines.curation import ledger
+from pipelines.curation.plan import Plan
+from pipelines.schema import ShardRecord
 
+_POLL_SECONDS = 0.5
 _LINE_SECONDS = 15.0
 _STAGES = {"models": "opening models", "hash": "reading files", "report": "writing the report"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run stands. `stage` is `hash`, `models`, `work` or `report`; ETA in seconds."""
+
+    stage: str
+    done: int
+    total: int
+    kept: int = 0
+    rejected: int = 0
+    failed: int = 0
+    clips: int = 0
+    eta_seconds: float | None = None
+
+
+@contextmanager
+def report_progress(
+    journal: ledger.RunJournal,
+    plan: Plan,
+    done: Sequence[ShardRecord],
+    tell: Callable[[Progress], Any],
+) -> Iterator[None]:
+    """Tell of progress, from a thread, while the body runs."""
+    stop = threading.Event()
+    verdicts = {
+        source.id: (source.verdict, sum(clip.verdict == "kept" for clip in source.clips))
+        for record in done
+        for source in record.sources
+    }
+    before, began = len(verdicts), time.monotonic()
+
+    def look() -> None:
+        for event in journal.new_events():
+            verdicts[event.source] = (event.verdict, event.clips)
+        counts = [verdict for verdict, _ in verdicts.values()]
+        fresh, left = len(verdicts) - before, len(plan.sources) - len(verdicts)
+        eta = (time.monotonic() - began) / fresh * left if fresh else None
+        tell(
+            Progress(
+                stage="work",
+                done=len(verdicts),
+                total=len(plan.sources),
+                kept=counts.count("kept"),
+                rejected=counts.count("rejected"),
+                failed=counts.count("failed"),
+                clips=sum(clips for _, clips in verdicts.values()),
+                eta_seconds=eta,
+            )
+        )
+
+    def watch() -> None:
+        while not stop.wait(_POLL_SECONDS):
+            look()
+
+    thread = threading.Thread(target=watch, name="curation-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        look()
 
 
 @contextmanager

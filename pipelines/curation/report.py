@@ -5,14 +5,13 @@ import csv
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from pipelines import shards
-from pipelines.curation.config import CurationConfig
-from pipelines.curation.filters import REASONS
+from pipelines.curation.charts import draw_charts
+from pipelines.curation.filters import REASONS, camera_moves, lacks_face
 from pipelines.curation.ledger import THUMBS_FOLDER
 from pipelines.curation.plan import Plan, load_plan
 from pipelines.schema import ShardRecord, SourceRecord
@@ -21,7 +20,6 @@ from pipelines.shards import write_atomic
 REPORT_FILE = "report.html"
 _TEMPLATE = "report.html.jinja"
 _MAX_THUMBS = 48
-_NUM_BINS = 24
 
 # The stages a source passes, in the order people think of them, and what stops it at each.
 FUNNEL = (
@@ -32,17 +30,6 @@ FUNNEL = (
     ("good face", ("no_face", "low_face_quality")),
     ("visible keypoints", ("missing_keypoints",)),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Chart:
-    """A score to draw: its range on paper and where the rule's threshold lies."""
-
-    name: str
-    title: str
-    high: float
-    threshold: float
-    keep: str
 
 
 def summarise(plan: Plan, records: Iterable[ShardRecord]) -> dict[str, Any]:
@@ -92,7 +79,7 @@ def write_report(folder: Path, plan: Plan, records: Sequence[ShardRecord]) -> Pa
     page = environment.from_string(source).render(
         summary=summarise(plan, records),
         groups=_groups(folder, sources),
-        charts=[_draw_chart(chart, sources) for chart in _charts(plan.config)],
+        charts=draw_charts(plan.config, sources),
         versions=records[0].versions if records else {},
         reasons=REASONS,
         config=plan.config,
@@ -136,7 +123,7 @@ def evaluate_curation(folder: Path | str, labels_csv: Path | str) -> dict[str, A
         "failed": sorted(set(common) - set(usable)),
         "moving_camera": _agreement(
             {name: labels[name]["camera"] == "moving" for name in moving},
-            {name: _camera_moves(sources[name], config) for name in moving},
+            {name: camera_moves(sources[name].scores, config) for name in moving},
         ),
         "cuts": _agreement(
             {name: labels[name]["cuts"] == "yes" for name in usable},
@@ -144,7 +131,7 @@ def evaluate_curation(folder: Path | str, labels_csv: Path | str) -> dict[str, A
         ),
         "no_face": _agreement(
             {name: labels[name]["face"] == "no" for name in usable},
-            {name: _score(sources[name], "face_share") < config.faces.min_share for name in usable},
+            {name: lacks_face(sources[name].scores, config) for name in usable},
         ),
     }
 
@@ -177,11 +164,6 @@ def _read_labels(path: Path) -> dict[str, dict[str, str]]:
                 f"{', '.join(sorted(needed))}."
             )
         return {row["file"]: row for row in reader}
-
-
-def _camera_moves(source: SourceRecord, config: CurationConfig) -> bool:
-    threshold = config.camera.max_percent_per_second
-    return _score(source, "camera_percent_per_second") > threshold
 
 
 def _score(source: SourceRecord, name: str) -> float:
@@ -237,84 +219,4 @@ def _card(folder: Path, source: SourceRecord) -> dict[str, Any]:
         "facts": facts,
         "error": source.error,
         "reasons": source.reasons,
-    }
-
-
-def _charts(config: CurationConfig) -> list[_Chart]:
-    camera, faces, pose = config.camera, config.faces, config.pose
-    limit = camera.max_percent_per_second
-    return [
-        _Chart(
-            name="camera_percent_per_second",
-            title="Camera motion, % a second",
-            high=4 * limit,
-            threshold=limit,
-            keep="below",
-        ),
-        _Chart(
-            name="face_share",
-            title="Frames with a face",
-            high=1.0,
-            threshold=faces.min_share,
-            keep="above",
-        ),
-        _Chart(
-            name="face_score",
-            title="Face detection score",
-            high=1.0,
-            threshold=faces.min_score,
-            keep="above",
-        ),
-        _Chart(
-            name="face_size",
-            title="Face height / longer side",
-            high=0.5,
-            threshold=faces.min_size,
-            keep="above",
-        ),
-        _Chart(
-            name="face_sharpness",
-            title="Face sharpness",
-            high=max(400.0, 4 * faces.min_sharpness),
-            threshold=faces.min_sharpness,
-            keep="above",
-        ),
-        _Chart(
-            name="pose_missing",
-            title="Missing keypoints",
-            high=1.0,
-            threshold=pose.max_missing,
-            keep="below",
-        ),
-    ]
-
-
-def _draw_chart(chart: _Chart, sources: Sequence[SourceRecord]) -> dict[str, Any]:
-    """Bars of a histogram over clips in percent of the drawing: kept below, rejected on top."""
-    bins = [[0, 0] for _ in range(_NUM_BINS)]
-    for source in sources:
-        for clip in source.clips:
-            value = clip.scores.get(chart.name)
-            if isinstance(value, int | float):
-                share = min(max(value / chart.high, 0.0), 1.0)
-                bins[min(int(share * _NUM_BINS), _NUM_BINS - 1)][clip.verdict != "kept"] += 1
-    tallest = max(1, *(kept + rejected for kept, rejected in bins))
-    return {
-        "title": chart.title,
-        "threshold": chart.threshold,
-        "line": round(100 * min(chart.threshold / chart.high, 1.0), 3),
-        "high": chart.high,
-        "keep": chart.keep,
-        "tallest": tallest,
-        "bars": [
-            {
-                "x": round(100 * number / _NUM_BINS, 3),
-                "width": round(100 / _NUM_BINS * 0.86, 3),
-                "kept": round(56 * kept / tallest, 3),
-                "rejected": round(56 * rejected / tallest, 3),
-                "label": f"{kept} kept, {rejected} rejected",
-            }
-            for number, (kept, rejected) in enumerate(bins)
-            if kept or rejected
-        ],
     }

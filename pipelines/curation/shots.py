@@ -243,9 +243,11 @@ def _colour_overlap(before: np.ndarray, after: np.ndarray) -> float:
     histograms = []
     for frame in (before, after):
         counts = cv2.calcHist([frame], [0, 1, 2], None, [8, 8, 8], [0, 256, 0, 256, 0, 256])
-        for axis in range(3):
-            padded = np.pad(counts, [(1, 1) if a == axis else (0, 0) for a in range(3)], "edge")
-            counts = sum(np.take(padded, range(k, k + 8), axis=axis) for k in range(3)) / 3  # type: ignore[assignment]
+        for _ in range(3):
+            # Along the last axis, which then becomes the first: all three in turn.
+            padded = np.pad(counts, [(0, 0), (0, 0), (1, 1)], "edge")
+            blurred = np.mean([padded[..., k : k + 8] for k in range(3)], axis=0)
+            counts = np.moveaxis(blurred, -1, 0)
         histograms.append(counts / counts.sum())
     return float(np.minimum(*histograms).sum())
 

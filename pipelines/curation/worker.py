@@ -3,7 +3,6 @@
 import errno
 import faulthandler
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,9 +84,7 @@ def _process_safely(
     work = SourceWork(source, blank, plan, perception, staging, base)
     members: Members = {}
     # A decoder that never returns cannot be interrupted, so the process ends and is begun anew.
-    faulthandler.dump_traceback_later(
-        plan.config.video.timeout_seconds, exit=True, file=sys.__stderr__
-    )
+    faulthandler.dump_traceback_later(plan.config.video.timeout_seconds, exit=True, file=2)
     try:
         if deaths >= MAX_DEATHS:
             raise SourceError(f"ended its worker process {deaths} times (crash or time limit)")

@@ -16,6 +16,7 @@ GOOD = {
     "width": 512,
     "height": 512,
     "camera_percent_per_second": 0.5,
+    "camera_tracked_share": 1.0,
     "face_share": 1.0,
     "face_score": 0.8,
     "face_size": 0.1,
@@ -49,6 +50,11 @@ def test_each_rule_rejects_for_its_own_reason(change, reason):
 def test_all_broken_rules_are_named():
     scores = GOOD | {"cuts": 2, "camera_percent_per_second": 90.0, "pose_missing": 1.0}
     assert judge(scores, CurationConfig()) == ("cut", "moving_camera", "missing_keypoints")
+
+
+def test_camera_that_could_not_be_followed_is_not_judged():
+    scores = GOOD | {"camera_percent_per_second": 50.0, "camera_tracked_share": 0.1}
+    assert judge(scores, CurationConfig()) == ()
 
 
 def test_seventy_percent_missing_is_still_kept():
