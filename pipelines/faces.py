@@ -7,6 +7,7 @@ landmarks xy in 0..1 of the frame.
 H W height and width, D embedding size
 """
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -124,7 +125,10 @@ class InsightFaceBackend:
         points = face.landmarks * np.array([width, height], np.float32)
         aligned = PackFace(kps=points.astype(np.float32))
         bgr = np.ascontiguousarray(frame[..., ::-1])
-        return np.asarray(self._recogniser.get(bgr, aligned), np.float32).reshape(-1)
+        with warnings.catch_warnings():
+            # The package aligns with a call that scikit-image is about to rename.
+            warnings.simplefilter("ignore", FutureWarning)
+            return np.asarray(self._recogniser.get(bgr, aligned), np.float32).reshape(-1)
 
 
 def _load_pack(folder: Path, threads: int) -> Any:
@@ -156,7 +160,7 @@ def _load_pack(folder: Path, threads: int) -> Any:
 class CascadeBackend:
     """The frontal-face LBP cascade of scikit-image: no download, no landmarks, no identity.
 
-    It gives no confidence; the score grows with the number of windows that agree.
+    It gives no confidence: every face is scored 1.
     """
 
     name = "cascade"
@@ -187,11 +191,22 @@ class CascadeBackend:
         size = np.array([width, height, width, height], np.float32)
         corners = [[d["c"], d["r"], d["c"] + d["width"], d["r"] + d["height"]] for d in found]
         boxes = [np.asarray(corner, np.float32) / size for corner in corners]
-        return _largest_first([Face(box=box.clip(0, 1), score=1.0) for box in boxes])
+        faces: list[Face] = []
+        for face in _largest_first([Face(box=box.clip(0, 1), score=1.0) for box in boxes]):
+            # The cascade answers at several scales: a box mostly inside a larger one is the same.
+            if all(_covered(face.box, other.box) < OVERLAP for other in faces):
+                faces.append(face)
+        return faces
 
     def embed(self, frame: np.ndarray, face: Face) -> np.ndarray:
         """Always FaceError: a cascade knows no identity."""
         raise FaceError("the cascade gives no embeddings; use an InsightFace pack")
+
+
+def _covered(box: np.ndarray, other: np.ndarray) -> float:
+    """Share of `box` that lies inside `other`."""
+    low, high = np.maximum(box[:2], other[:2]), np.minimum(box[2:], other[2:])
+    return float(np.prod(np.maximum(high - low, 0)) / np.prod(box[2:] - box[:2]))
 
 
 def _largest_first(faces: list[Face]) -> list[Face]:
