@@ -192,8 +192,6 @@ def _ray() -> Iterator[Path]:
 
     Gives the folder of its logs and shuts down what it started.
     """
-    import logging
-
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # how fast reports return
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # paths mean what they mean here
     import ray
@@ -202,25 +200,41 @@ def _ray() -> Iterator[Path]:
     if ray.is_initialized():
         yield session
         return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        ray.init(address=address, **quiet)
-    else:
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this node
-        with _modules_of_driver():
-            # Logical CPUs: workers, Ray Train's controller and a data task fit together.
-            ray.init(
-                address="local",
-                num_cpus=max(4, os.cpu_count() or 1),
-                include_dashboard=False,
-                object_store_memory=128 << 20,  # training passes nothing through it
-                **quiet,
-            )
+    try:
+        _start_ray()
+    except Exception as error:
+        ray.shutdown()
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise TrainingError(
+            f"Ray did not start: {reason} Start again when the machine is less busy, or train "
+            f"without Ray in one process. Log: {session}/logs"
+        ) from error
     try:
         yield session.resolve()
     finally:
         ray.shutdown()
+
+
+def _start_ray() -> None:
+    import logging
+
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address := os.environ.get("RAY_ADDRESS"):
+        ray.init(address=address, **quiet)
+        return
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this node
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves it beside other work
+    with _modules_of_driver():
+        ray.init(
+            address="local",
+            # Logical CPUs: workers, Ray Train's controller and a data task fit together.
+            num_cpus=max(4, os.cpu_count() or 1),
+            include_dashboard=False,
+            object_store_memory=128 << 20,  # training passes nothing through it
+            **quiet,
+        )
 
 
 @contextmanager
