@@ -12,11 +12,12 @@ import numpy as np
 
 from infra.demo.figure import draw_figure
 from infra.demo.motion import perform
+from infra.demo.puppet_parts import FACE_POINTS
 from infra.demo.stage import paint_stage
 from pipelines.video import encode
 
 SCORE = 0.95  # of a joint that is in the picture
-FACE_POINTS = [0, 14, 15]  # hidden when the figure turns its back
+CLOSE_AIM, CLOSE_SCALE = np.array([0.56, 0.44], np.float32), 1.7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +29,10 @@ class Take:
     seed: int
     stage: int = 0
     pan: float = 0.0  # widths of the frame a second
-    turned: bool = False
+    helmet: bool = False
     height: float = 0.78  # of the standing figure, in frames
     floor: float = 0.94
-    shot_seconds: float | None = None  # cut to another stage this often
+    shot_seconds: float | None = None  # cut to a close shot on another stage, this often
     rejected_for: str | None = None
 
 
@@ -43,7 +44,7 @@ TAKES = (
     Take(name="squat", motion="squat", seed=5),
     Take(name="pan", motion="sway", seed=6, pan=0.5, rejected_for="camera"),
     Take(name="montage", motion="wave", seed=7, shot_seconds=0.75, rejected_for="length"),
-    Take(name="turned", motion="raise", seed=8, turned=True, rejected_for="face"),
+    Take(name="helmet", motion="march", seed=8, helmet=True, rejected_for="face"),
     # The head alone: 13 of 18 joints lie below the picture.
     Take(name="closeup", motion="sway", seed=9, height=2.3, floor=2.74, rejected_for="pose"),
 )
@@ -110,13 +111,16 @@ def film(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Frames (T, H, W, 3) uint8, keypoints (T, 18, 2) and boxes (T, 4) of a take."""
     points = _points(take, size, fps, num_frames)
+    if take.shot_seconds:
+        close = (np.arange(num_frames) / fps / take.shot_seconds).astype(int) % 2 == 1
+        points[close] = (points[close] - CLOSE_AIM) * CLOSE_SCALE + 0.5
     stages = _backgrounds(take, size, fps, num_frames)
     drawn = [
-        draw_figure(pose, stage, turned=take.turned)
+        draw_figure(pose, stage, helmet=take.helmet)
         for pose, stage in zip(points, stages, strict=True)
     ]
-    if take.turned:
-        points[:, FACE_POINTS] = -1  # outside the picture: not to be seen
+    if take.helmet:
+        points[:, list(FACE_POINTS)] = -1  # outside the picture: not to be seen
     return np.stack([d.image for d in drawn]), points, np.stack([d.box for d in drawn])
 
 

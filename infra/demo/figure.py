@@ -25,11 +25,11 @@ class Drawn:
 
 
 def draw_figure(
-    keypoints: np.ndarray, background: np.ndarray, *, turned: bool = False, plain: bool = False
+    keypoints: np.ndarray, background: np.ndarray, *, helmet: bool = False, plain: bool = False
 ) -> Drawn:
     """The figure in a pose over `background` (H, W, 3) uint8.
 
-    `turned` hides its face; `plain` shows another actor, the same figure in unprinted card.
+    `helmet` hides its face; `plain` shows another actor, the same figure in unprinted card.
 
     Raises ValueError where the keypoints are not (18, 2) finite numbers.
     """
@@ -41,7 +41,7 @@ def draw_figure(
     points = keypoints * np.array(size, np.float32)
     layer = np.zeros((size[1], size[0], 4), np.float32)
     girth = GIRTH * float(np.linalg.norm(points[1] - (points[8] + points[11]) / 2))
-    for part, target in _placed(points, turned=turned):
+    for part, target in _placed(points, helmet=helmet):
         _paste(layer, part.image, _transform(part.anchors, target, girth))
     layer = cv2.resize(layer, (width, height), interpolation=cv2.INTER_AREA)
     if plain:
@@ -52,7 +52,7 @@ def draw_figure(
     return Drawn(image=np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8), box=_box(layer[..., 3]))
 
 
-def _placed(points: np.ndarray, *, turned: bool) -> list[tuple[parts.Part, np.ndarray]]:
+def _placed(points: np.ndarray, *, helmet: bool) -> list[tuple[parts.Part, np.ndarray]]:
     """Parts from back to front, each with the points its anchors go to."""
     placed: list[tuple[parts.Part, np.ndarray]] = []
     pelvis = (points[8] + points[11]) / 2
@@ -66,7 +66,7 @@ def _placed(points: np.ndarray, *, turned: bool) -> list[tuple[parts.Part, np.nd
         ]
     torso_bottom = pelvis + (pelvis - points[1]) * 0.04
     placed.append((parts.torso(), np.stack([points[2], points[5], torso_bottom])))
-    placed.append((parts.head(turned=turned), points[[0, 14, 15, 16, 17]]))
+    placed.append((parts.helmet() if helmet else parts.head(), points[list(parts.FACE_POINTS)]))
     for root, middle, end in ((2, 3, 4), (5, 6, 7)):
         tips = points[end] + _unit(points[end] - points[middle], fallback=(0, 1)) * 0.26 * trunk
         placed += [

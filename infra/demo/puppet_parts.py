@@ -25,16 +25,16 @@ HEAD_OUTLINE = (
     (183, 150), (181, 131), (176, 130), (171, 122), (163, 117), (156, 108), (153, 95), (151, 85),
     (152, 72), (155, 60), (163, 50), (172, 42), (184, 37), (190, 30), (200, 23), (215, 18),
 )  # fmt: skip
-FACE_OUTLINE = (
-    (183, 80), (210, 66), (245, 70), (268, 88), (268, 135), (264, 150), (256, 172), (251, 186),
-    (225, 190), (190, 182), (182, 150), (174, 128), (176, 110),
-)  # fmt: skip
 TORSO_OUTLINE = (
     (113, 192), (125, 170), (142, 155), (165, 148), (187, 147), (230, 160), (255, 172), (276, 188),
     (298, 215), (306, 236), (324, 243), (340, 256), (346, 275), (340, 300), (326, 345), (316, 400),
     (310, 452), (290, 468), (215, 474), (135, 468), (106, 452), (98, 400), (84, 345), (74, 300),
     (70, 275), (76, 248), (94, 222), (113, 210),
 )  # fmt: skip
+FACE_POINTS = (0, 14, 15, 16, 17)
+HEAD_CENTRE = (226, 104)
+HELMET, HELMET_RADII = (388, 429), (108, 83)
+HELMET_SCALE = 0.86  # of the portrait's helmet, so that it goes over the head
 HEAD_ANCHORS = {0: (223, 124), 14: (201, 101), 15: (246, 103), 16: (171, 110), 17: (279, 114)}
 TORSO_ANCHORS = {"right": (112, 272), "left": (306, 272), "pelvis": (209, 455)}
 
@@ -82,20 +82,22 @@ def _crop(image: np.ndarray, anchors: np.ndarray) -> Part:
 
 
 @cache
-def head(*, turned: bool = False) -> Part:
-    """The head; `turned` shows its back, hair where the face would be."""
-    rgb = portrait().copy()
-    if turned:
-        hair = cv2.resize(rgb[26:74, 200:284], (200, 220), interpolation=cv2.INTER_CUBIC)
-        behind = rgb.copy()
-        behind[:220, 130:330] = np.clip(hair * 0.92, 0, 1)
-        nape = np.clip((np.arange(512, dtype=np.float32) - 146) / 10, 0, 1)[:, None, None]
-        behind = behind * (1 - nape) + 0.07 * nape  # the collar, seen from behind
-        face = cv2.GaussianBlur(_outline_mask(FACE_OUTLINE, rgb.shape), (0, 0), 5)[..., None]
-        rgb = behind * face + rgb * (1 - face)
-    mask = _outline_mask(HEAD_OUTLINE, rgb.shape)
-    anchors = np.array([HEAD_ANCHORS[index] for index in (0, 14, 15, 16, 17)], np.float32)
-    return _crop(_cut(rgb, mask, border=4), anchors)
+def head() -> Part:
+    """The head with its face."""
+    mask = _outline_mask(HEAD_OUTLINE, portrait().shape)
+    anchors = np.array([HEAD_ANCHORS[index] for index in FACE_POINTS], np.float32)
+    return _crop(_cut(portrait(), mask, border=4), anchors)
+
+
+@cache
+def helmet() -> Part:
+    """The helmet that lies in the portrait's lap, to be worn over the head; same anchors."""
+    y, x = np.mgrid[:512, :512].astype(np.float32)
+    inside = np.hypot((x - HELMET[0]) / HELMET_RADII[0], (y - HELMET[1]) / HELMET_RADII[1])
+    mask = np.clip((1 - inside) * HELMET_RADII[1] + 0.5, 0, 1)
+    anchors = [np.subtract(HEAD_ANCHORS[index], HEAD_CENTRE) for index in FACE_POINTS]
+    centred = np.array(HELMET) + np.array(anchors) / HELMET_SCALE
+    return _crop(_cut(portrait(), mask, border=5), centred)
 
 
 @cache

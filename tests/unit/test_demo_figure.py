@@ -58,14 +58,14 @@ def test_an_unknown_motion_names_those_there_are() -> None:
         perform("fly", 2, fps=12, aspect=1)
 
 
-def test_the_face_is_found_where_the_keypoints_say_and_not_from_behind() -> None:
+def test_the_face_is_found_where_the_keypoints_say_and_not_under_a_helmet() -> None:
     stage = paint_stage(*SIZE)
     front = draw_figure(pose(), stage).image
     (found,) = faces(front)
     nose = pose()[0] * SIZE[::-1]
     assert found["c"] < nose[0] < found["c"] + found["width"]
     assert found["r"] < nose[1] < found["r"] + found["height"]
-    assert not faces(draw_figure(pose(), stage, turned=True).image)
+    assert not faces(draw_figure(pose(), stage, helmet=True).image)
 
 
 def test_the_figure_covers_its_joints_and_its_box() -> None:
