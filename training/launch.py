@@ -200,15 +200,19 @@ def _ray() -> Iterator[Path]:
     if ray.is_initialized():
         yield session
         return
-    try:
-        _start_ray()
-    except Exception as error:
-        ray.shutdown()
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise TrainingError(
-            f"Ray did not start: {reason} Start again when the machine is less busy, or train "
-            f"without Ray in one process. Log: {session}/logs"
-        ) from error
+    for attempts_left in (2, 1, 0):
+        try:
+            _start_ray()
+            break
+        except Exception as error:
+            ray.shutdown()
+            if attempts_left and "timed out" in str(error):
+                continue  # Ray gives its processes 30 seconds, which a busy machine exceeds
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise TrainingError(
+                f"Ray did not start: {reason} Start again when the machine is less busy, or train "
+                f"without Ray in one process. Log: {session}/logs"
+            ) from error
     try:
         yield session.resolve()
     finally:
