@@ -40,7 +40,7 @@ class AnimateConfig:
     alignment: str = ""  # a model folder whose alignment block goes into the released model
     animator: AnimatorConfig = field(default_factory=tiny)
     framing: str = "pad"
-    frame_stride: int = 1
+    frame_strides: tuple[int, ...] = (1, 2, 4, 8)  # one is drawn for each example
     holdout_tail: float = 0.0  # share of each clip, at its end, that is never trained on
     sigma_mean: float = 0.0  # of ln sigma
     sigma_spread: float = 1.4
@@ -57,8 +57,11 @@ class AnimateConfig:
                 f"Got holdout_tail {self.holdout_tail}, but expected a share from 0 (nothing is "
                 "held out) to below 1."
             )
-        if self.frame_stride < 1:
-            raise ValueError(f"Got frame_stride {self.frame_stride}, but expected at least 1.")
+        if not self.frame_strides or min(self.frame_strides) < 1:
+            raise ValueError(
+                f"Got frame_strides {self.frame_strides}, but expected one or more numbers of at "
+                "least 1."
+            )
 
     def build_task(self, seed: int) -> "AnimateTask":
         if not self.shards:
@@ -110,7 +113,7 @@ class AnimateTask:
         config = self.config
         index = self.order.clip(sample)
         generator = sample_generator(self.seed, sample)
-        chosen, reference = self._choose(index, generator)
+        chosen, reference, stride = self._choose(index, generator)
         clip = self.framed.clip(index)
         image = self.framed.frames(index, np.array([reference]))[0]
         cell = config.animator.spatial_factor
@@ -128,22 +131,25 @@ class AnimateTask:
             "noise": torch.randn(shape, generator=generator),
             "keep_image_token": (draw[0] >= config.drop_image_token).float(),
             "keep_reference": (draw[1] >= config.drop_reference).float(),
-            "fps": torch.tensor(self.clips.fps(index) / config.frame_stride),
+            "fps": torch.tensor(self.clips.fps(index) / stride),
         }
 
-    def _choose(self, index: int, generator: torch.Generator) -> tuple[np.ndarray, int]:
-        """Frame numbers of the clip, and a reference frame outside of it where there is one."""
+    def _choose(self, index: int, generator: torch.Generator) -> tuple[np.ndarray, int, int]:
+        """Frame numbers, a reference frame from outside their span where there is one, stride."""
         usable = trained_frames(self.clips.num_frames(index), self.config.holdout_tail)
         count = self.config.animator.num_frames
-        span = (count - 1) * self.config.frame_stride + 1
-        start = int(torch.randint(max(1, usable - span + 1), (1,), generator=generator))
-        # A clip shorter than the span holds its last frame.
-        chosen = np.minimum(start + np.arange(count) * self.config.frame_stride, usable - 1)
-        outside = usable - (int(chosen[-1]) - start + 1)
-        if outside < 1:
-            return chosen, int(torch.randint(usable, (1,), generator=generator))
-        pick = int(torch.randint(outside, (1,), generator=generator))
-        return chosen, pick if pick < start else pick + (int(chosen[-1]) - start + 1)
+        # A clip that is too short for a stride gets the longest that fits, or holds its last frame.
+        longest = max(1, (usable - 1) // max(1, count - 1))
+        drawn = self.config.frame_strides[_below(len(self.config.frame_strides), generator)]
+        stride = min(drawn, longest)
+        span = (count - 1) * stride + 1
+        start = _below(max(1, usable - span + 1), generator)
+        chosen = np.minimum(start + np.arange(count) * stride, usable - 1)
+        covered = int(chosen[-1]) - start + 1
+        if covered >= usable:
+            return chosen, _below(usable, generator), stride
+        pick = _below(usable - covered, generator)
+        return chosen, pick if pick < start else pick + covered, stride
 
     def _embedding(self, index: int, frame: int, framed_image: np.ndarray) -> Tensor:
         if self.encoder.needs_full_frames:
@@ -205,6 +211,10 @@ class AnimateTask:
             alignment=None if block is None else (block.config, block.state_dict()),
             about=about,
         )
+
+
+def _below(limit: int, generator: torch.Generator) -> int:
+    return int(torch.randint(limit, (1,), generator=generator))
 
 
 def to_unit(pixels: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def animator_svd_xt() -> TrainConfig:
     return TrainConfig(
         task=AnimateConfig(
             animator=svd_xt(),
-            frame_stride=4,
+            frame_strides=(4,),
             sampling=SamplerConfig(),
             drop_image_token=0.2,
             drop_reference=0.2,

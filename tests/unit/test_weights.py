@@ -1,0 +1,82 @@
+"""Model folders: what is saved comes back bit for bit; what does not fit is named."""
+
+import json
+import pickle
+
+import pytest
+import torch
+
+from animator.alignment import AlignmentBlock
+from animator.config import AlignmentConfig
+from animator.weights import WeightsError, load_alignment, load_animator, save_model
+from tests.unit.test_model import SMALL, inputs, small_animator
+
+
+@pytest.fixture
+def folder(tmp_path):
+    model = small_animator()
+    block = AlignmentBlock(AlignmentConfig(width=32, num_heads=4))
+    save_model(
+        tmp_path / "model",
+        animator=(SMALL, model.state_dict()),
+        alignment=(block.config, block.state_dict()),
+    )
+    return tmp_path / "model"
+
+
+@torch.no_grad()
+def test_round_trip_is_bit_equal(folder):
+    given = inputs(SMALL)
+    assert torch.equal(load_animator(folder)(*given), small_animator()(*given))
+    assert load_alignment(folder) is not None
+
+
+def test_same_weights_give_the_same_bytes(folder, tmp_path):
+    model = small_animator()
+    save_model(tmp_path / "again", animator=(SMALL, model.state_dict()))
+    for part in ("unet", "pose_net", "face_encoder"):
+        name = f"{part}.safetensors"
+        assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_truncated_weights_are_named(folder):
+    path = folder / "unet.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(WeightsError, match=r"unet\.safetensors is not a readable safetensors"):
+        load_animator(folder)
+
+
+def test_missing_component_is_named(folder):
+    (folder / "pose_net.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"pose_net\.safetensors is missing"):
+        load_animator(folder)
+
+
+def test_other_sizes_in_the_config_are_named(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["animator"]["face_embedding_dim"] = 128
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match=r"face_encoder.*has shape \(1024, 512\)|proj"):
+        load_animator(folder)
+
+
+def test_a_pickle_under_a_safetensors_name_is_not_run(folder, tmp_path):
+    marker = tmp_path / "executed"
+
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(marker), "w"))
+
+    (folder / "unet.safetensors").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(WeightsError):
+        load_animator(folder)
+    assert not marker.exists()
+
+
+def test_a_folder_without_a_model_says_what_makes_one(tmp_path):
+    with pytest.raises(WeightsError, match="animator train animator"):
+        load_animator(tmp_path)
+    block = AlignmentBlock(AlignmentConfig(width=32, num_heads=4))
+    save_model(tmp_path / "a", alignment=(block.config, block.state_dict()))
+    with pytest.raises(WeightsError, match="holds no animator"):
+        load_animator(tmp_path / "a")
