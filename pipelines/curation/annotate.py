@@ -95,7 +95,7 @@ class Perception:
             "camera_tracks": motion.num_tracks,
             "camera_tracked_share": motion.tracked_share,
         }
-        scores |= filters.face_scores(frames, faces)
+        scores |= filters.face_scores(frames, faces, self.config.faces.min_score)
         scores |= filters.pose_scores(track, self.config.pose.max_missing)
         scores["pose_backend"] = track.backend
         middle = len(frames) // 2

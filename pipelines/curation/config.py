@@ -67,7 +67,7 @@ class CameraConfig:
         who fills the frame), the measure is not believed and the clip passes.
     """
 
-    max_percent_per_second: float = 5.0
+    max_percent_per_second: float = 3.0
     min_tracked_share: float = 0.2
 
     def __post_init__(self) -> None:
@@ -79,7 +79,8 @@ class CameraConfig:
 class FaceConfig:
     """Face rules, over the sampled frames of a clip.
 
-    min_share: with a face in fewer frames, there is no face.
+    min_score: detections scored lower are not sure to be faces, and do not count as one.
+    min_share: with a sure face in fewer frames, there is no face.
     min_score, min_size, min_sharpness: the means under which a face is of low quality: detection
         score, height of the box as a share of the frame's longer side, and variance of the
         Laplacian of the face scaled to 48 pixels.
@@ -88,7 +89,7 @@ class FaceConfig:
 
     backend: str = "auto"
     min_share: float = 0.3
-    min_score: float = 0.5
+    min_score: float = 0.6
     min_size: float = 0.02
     min_sharpness: float = 10.0
     store_embeddings: bool = False

@@ -39,7 +39,7 @@ def judge(scores: Scores, config: CurationConfig) -> tuple[str, ...]:
         "too_small": shortest < config.output.min_side,
         "moving_camera": camera_moves(scores, config),
         "no_face": lacks_face(scores, config),
-        "low_face_quality": _number(scores, "face_share") > 0
+        "low_face_quality": _number(scores, "face_detected") > 0
         and (
             _number(scores, "face_score") < faces.min_score
             or _number(scores, "face_size") < faces.min_size
@@ -60,14 +60,25 @@ def camera_moves(scores: Scores, config: CurationConfig) -> bool:
 
 
 def lacks_face(scores: Scores, config: CurationConfig) -> bool:
-    """Whether too few of the sampled frames show a face."""
+    """Whether too few of the sampled frames show a face that the detector is sure of."""
     return _number(scores, "face_share") < config.faces.min_share
 
 
-def face_scores(frames: Sequence[np.ndarray], faces: Sequence[Sequence[Face]]) -> Scores:
-    """Share of frames with a face, and the largest face's mean score, size and sharpness."""
+def face_scores(
+    frames: Sequence[np.ndarray], faces: Sequence[Sequence[Face]], min_score: float
+) -> Scores:
+    """What the largest face of each frame is like.
+
+    face_share: share of frames whose largest face is detected with at least `min_score`.
+    face_detected: share of frames with any detection at all.
+    face_score, face_size, face_sharpness: means over the frames with any.
+    """
     found = [(frame, people[0]) for frame, people in zip(frames, faces, strict=True) if people]
-    scores: Scores = {"face_share": len(found) / max(1, len(frames))}
+    count = max(1, len(frames))
+    scores: Scores = {
+        "face_share": sum(face.score >= min_score for _, face in found) / count,
+        "face_detected": len(found) / count,
+    }
     if not found:
         return scores | {"face_score": 0.0, "face_size": 0.0, "face_sharpness": 0.0}
     return scores | {

@@ -18,6 +18,7 @@ GOOD = {
     "camera_percent_per_second": 0.5,
     "camera_tracked_share": 1.0,
     "face_share": 1.0,
+    "face_detected": 1.0,
     "face_score": 0.8,
     "face_size": 0.1,
     "face_sharpness": 200.0,
@@ -71,18 +72,25 @@ def test_face_scores_are_of_the_largest_face_where_there_is_one():
     cv2.randu(frame, 0, 255)
     large = Face(box=np.array([0.1, 0.2, 0.3, 0.7], np.float32), score=0.9)
     small = Face(box=np.array([0.8, 0.1, 0.9, 0.2], np.float32), score=0.5)
-    scores = face_scores([frame, frame], [[large, small], []])
+    scores = face_scores([frame, frame], [[large, small], []], 0.6)
     assert scores["face_share"] == 0.5
     assert scores["face_score"] == pytest.approx(0.9)
     assert scores["face_size"] == pytest.approx(0.25)  # 100 of 400 pixels
+
+
+def test_detections_that_are_not_sure_are_no_faces():
+    frame = np.zeros((64, 64, 3), np.uint8)
+    box = np.array([0.1, 0.1, 0.5, 0.5], np.float32)
+    scores = face_scores([frame] * 2, [[Face(box=box, score=0.7)], [Face(box=box, score=0.5)]], 0.6)
+    assert (scores["face_share"], scores["face_detected"]) == (0.5, 1.0)
 
 
 def test_blurred_face_is_less_sharp():
     generator = np.random.default_rng(0)
     frame = generator.integers(0, 255, (200, 200, 3), dtype=np.uint8)
     face = Face(box=np.array([0.2, 0.2, 0.8, 0.8], np.float32), score=1.0)
-    sharp = face_scores([frame], [[face]])["face_sharpness"]
-    blurred = face_scores([cv2.GaussianBlur(frame, (0, 0), 3)], [[face]])["face_sharpness"]
+    sharp = face_scores([frame], [[face]], 0.6)["face_sharpness"]
+    blurred = face_scores([cv2.GaussianBlur(frame, (0, 0), 3)], [[face]], 0.6)["face_sharpness"]
     assert blurred < 0.1 * sharp
 
 
