@@ -169,9 +169,15 @@ def _spread_corners(grey: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 def _follow(one: np.ndarray, two: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where points (M, 2) of one frame are in the other, and how far back-tracking misses."""
-    options = {"winSize": (21, 21), "maxLevel": 4}
-    there, found, _ = cv2.calcOpticalFlowPyrLK(one, two, points[:, None], None, **options)
-    back, returned, _ = cv2.calcOpticalFlowPyrLK(two, one, there, None, **options)
-    missed = np.linalg.norm(back[:, 0] - points, axis=1)
-    lost = (found.ravel() == 0) | (returned.ravel() == 0)
-    return there[:, 0], np.where(lost, np.inf, missed)
+    there, found = _flow(one, two, points)
+    back, returned = _flow(two, one, there)
+    missed = np.linalg.norm(back - points, axis=1)
+    return there, np.where(found & returned, missed, np.inf)
+
+
+def _flow(one: np.ndarray, two: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points (M, 2) of one frame in the other by pyramidal Lucas-Kanade, and which were found."""
+    there, found, _ = cv2.calcOpticalFlowPyrLK(
+        one, two, points[:, None], points[:, None].copy(), winSize=(21, 21), maxLevel=4
+    )
+    return there[:, 0], found.ravel() > 0

@@ -157,7 +157,7 @@ def boxes_around(keypoints: np.ndarray, score: np.ndarray) -> np.ndarray:
     visible = (score >= VISIBLE)[..., None]
     low = np.where(visible, keypoints, np.inf).min(-2)
     high = np.where(visible, keypoints, -np.inf).max(-2)
-    seen = visible.any((-2, -1))[..., None]
+    seen = np.any(visible, axis=-2)
     low, high = np.where(seen, low, 0), np.where(seen, high, 0)
     margin = 0.05 * (high - low)
     return np.concatenate([low - margin, high + margin], -1).clip(0, 1).astype(np.float32)

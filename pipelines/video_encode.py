@@ -15,7 +15,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.container import OutputContainer
+from av.container import Flags, OutputContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
 
@@ -83,7 +83,7 @@ def encode(
             container = stack.enter_context(
                 av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"})
             )
-            container.flags |= av.container.Flags.bitexact.value
+            container.flags |= Flags.bitexact.value
             video = _add_video(container, size, rate, {"crf": str(crf), "preset": preset}, gop)
             track = None if sound is None else SoundTrack(container, sound, audio_seconds)
             count = 0
