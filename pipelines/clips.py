@@ -47,7 +47,7 @@ class ClipStore:
         for number, shard in enumerate(self._shards):
             self._check_size(shard)
             for clip in shard.kept_clips:
-                schema.check_key(clip.key)
+                _check_clip(clip, shard.name)
                 self._places.append(_Place(clip, number))
         self._places.sort(key=lambda place: (place.shard, place.record.key))
         self.keys: tuple[str, ...] = tuple(place.record.key for place in self._places)
@@ -172,6 +172,15 @@ class ClipStore:
                 f"{tar} has {size} bytes, its record says {shard.tar_bytes}: "
                 "copy it again, or curate into the folder again to rebuild it."
             )
+
+
+def _check_clip(clip: ClipRecord, shard: str) -> None:
+    schema.check_key(clip.key)
+    if clip.num_frames < 1 or not 0 < clip.fps <= 1000 or min(clip.width, clip.height) < 1:
+        raise ShardError(
+            f"{shard}.json: clip {clip.key} has {clip.num_frames} frames of {clip.width}x"
+            f"{clip.height} at {clip.fps} a second, expected all above 0: curate again."
+        )
 
 
 def _runs(indices: list[int]) -> list[list[int]]:

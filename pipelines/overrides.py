@@ -194,7 +194,7 @@ def _build(kind: Any, value: Any, path: str) -> Any:
         if item_kinds is None:
             raise _wrong(path, value, kind)
         items = [_build(item, entry, path) for item, entry in zip(item_kinds, value, strict=True)]
-        return (origin or kind)(items)
+        return tuple(items) if (origin or kind) is tuple else items
     return _build_scalar(kind, value, path)
 
 

@@ -10,7 +10,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,7 +30,7 @@ class VerifyReport:
     shards: int = 0
     clips: int = 0
     bytes: int = 0
-    problems: tuple[str, ...] = field(default=())
+    problems: tuple[str, ...] = ()
 
 
 def sha256_file(path: Path) -> str:
@@ -254,6 +254,9 @@ def _tar_problem(tar: Path, record: ShardRecord, *, deep: bool) -> str | None:
 
 
 def _read_record(path: Path) -> ShardRecord:
+    size = path.stat().st_size
+    if size > schema.MAX_JSON_BYTES:
+        raise ShardError(f"{path.name} has {size} bytes, too many for a record: curate again.")
     record = schema.decode_record(path.read_bytes(), path.name)
     if record.name != path.stem:
         raise ShardError(f"{path.name} is the record of {record.name}: it was renamed.")

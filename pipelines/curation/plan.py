@@ -63,10 +63,6 @@ class Plan:
     models: dict[str, str] = field(default_factory=dict)
     format: int = schema.FORMAT
 
-    def source(self, source_id: str) -> PlannedSource:
-        """The source with that id."""
-        return next(source for source in self.sources if source.id == source_id)
-
     def shard_sources(self, shard: PlannedShard) -> list[PlannedSource]:
         """The sources of a shard, in order."""
         by_id = {source.id: source for source in self.sources}

@@ -148,6 +148,17 @@ def test_cut_shard_is_refused_when_the_store_opens(folder):
         ClipStore(folder)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('"num_frames": 9', '"num_frames": -9'), ('"fps": 12.5', '"fps": 0'), ("cc_000", "../cc")],
+)
+def test_records_that_cannot_be_are_refused(folder, old, new):
+    path = folder / "shard-000001.json"
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(ShardError):
+        ClipStore(folder)
+
+
 def test_damaged_clip_is_an_error_that_names_it(folder):
     tar = folder / "shard-000001.tar"
     offset, size = shards.index_tar(tar)["cc_000.mp4"]
