@@ -17,12 +17,19 @@ from infra.demo.report import (
 from infra.demo.stages import Stages
 
 COLUMNS = 8
+SCORES = {
+    "psnr_person": "PSNR person (dB)",
+    "ssim_person": "SSIM person",
+    "psnr": "PSNR (dB)",
+    "ssim": "SSIM",
+}
 
 
 def build_report(
     out: Path, *, model: Path, curation: dict[str, Any], record: dict[str, Any], stages: Stages
 ) -> dict[str, Any]:
     """Write `out/report.html` and `out/strip.png`; returns the summary and the scores."""
+    from inference.metrics import compare
     from pipelines.images import read_image
     from pipelines.video import decode
 
@@ -37,8 +44,8 @@ def build_report(
     repeated = np.broadcast_to(reference, truth.shape)
     boxes = _pose(material / "truth.pose.npz")["boxes"][:count, 0]
     scores = {
-        "repeat the picture": _score(repeated, truth, boxes),
-        "animator": _score(generated, truth, boxes),
+        "repeat the picture": compare(repeated, truth, boxes),
+        "animator": compare(generated, truth, boxes),
     }
     poses, distances = _poses(material, model, (height, width))
     rows = [
@@ -49,27 +56,24 @@ def build_report(
     _save_strip(out / "strip.png", [frames for _, frames in rows])
     times = stages.seconds()
     total = sum(seconds for _, seconds in times.values())
-    better = scores["animator"]["PSNR person"] - scores["repeat the picture"]["PSNR person"]
+    better = scores["animator"]["psnr_person"] - scores["repeat the picture"]["psnr_person"]
     summary = (
         f"{curation['kept']} videos kept and {curation['rejected']} turned away, two models "
         f"trained, one portrait animated in {minutes(total)}; inside the person's box the result "
         f"is {abs(better):.1f} dB {'closer to' if better >= 0 else 'further from'} the truth than "
         f"the picture repeated."
     )
-    names = list(next(iter(scores.values())))
     write_report(
         out / "report.html",
         {
             "title": "A portrait learns to dance",
             "summary": summary,
             "videos": _videos(out),
-            "score_names": [f"{name}{' (dB)' if 'PSNR' in name else ''}" for name in names],
+            "score_names": list(SCORES.values()),
             "scores": [
                 {
                     "name": name,
-                    "cells": [
-                        f"{row[key]:.2f}" if "PSNR" in key else f"{row[key]:.3f}" for key in names
-                    ],
+                    "cells": [f"{row[key]:.{2 if 'psnr' in key else 3}f}" for key in SCORES],
                     "best": name == "animator",
                 }
                 for name, row in scores.items()
@@ -112,30 +116,6 @@ def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _pose(path: Path) -> dict[str, np.ndarray]:
     with np.load(path) as arrays:
         return {name: arrays[name] for name in arrays.files}
-
-
-def _score(frames: np.ndarray, truth: np.ndarray, boxes: np.ndarray) -> dict[str, float]:
-    """PSNR and SSIM over whole frames, and PSNR inside the person's boxes (T, 4)."""
-    from skimage.metrics import structural_similarity
-
-    height, width = truth.shape[1:3]
-    error = (frames.astype(np.float64) - truth.astype(np.float64)) ** 2
-    y, x = np.mgrid[:height, :width]
-    edges = boxes * (width, height, width, height)
-    left, top, right, bottom = edges.T[:, :, None, None]
-    inside = (x >= left) & (x < right) & (y >= top) & (y < bottom)
-    similar = [
-        structural_similarity(a, b, channel_axis=-1) for a, b in zip(frames, truth, strict=True)
-    ]
-    return {
-        "PSNR": _decibels(error.mean()),
-        "PSNR person": _decibels(error[inside].mean()),
-        "SSIM": float(np.mean(similar)),
-    }
-
-
-def _decibels(mean_square: float) -> float:
-    return float(10 * np.log10(255**2 / max(mean_square, 1e-6)))
 
 
 def _poses(

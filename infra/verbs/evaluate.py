@@ -1,4 +1,4 @@
-"""evaluate: how good a curation is, measured against labels made by hand."""
+"""evaluate: how good a curation or an animator is, measured."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from infra.console import emit, note, table
-from infra.verbs.options import AsJson
+from infra.verbs.options import AsJson, Model
 
 Labels = Annotated[Path, typer.Option(help="CSV made by hand: file, camera, cuts, face.")]
 ReportFile = Annotated[Path | None, typer.Option("--report", help="JSON file to write.")]
@@ -17,6 +17,7 @@ def register(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
     evaluate = typer.Typer(no_args_is_help=True, help="Measure how good a result is.")
     evaluate.command("curation")(evaluate_curation)
+    evaluate.command("animator")(evaluate_animator)
     app.add_typer(evaluate, name="evaluate")
 
 
@@ -35,6 +36,47 @@ def evaluate_curation(
     result = compare(folder, labels)
     _save(result, report)
     emit(result, as_json=as_json, show=_curation_lines)
+
+
+def evaluate_animator(
+    model: Model,
+    shards: Annotated[Path, typer.Option(help="Folder of shards the model was trained on.")],
+    tail: Annotated[float, typer.Option(help="Share of the clip that was held out.")] = 0.2,
+    clip: Annotated[int, typer.Option(help="Number of the clip in the shards.")] = 0,
+    seed: Annotated[int, typer.Option(help="Chooses the noise.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the video and pictures.")] = None,
+    report: ReportFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Animate the held-out end of a clip by its own poses and compare it with the truth.
+
+    Example: animator evaluate animator --model runs/animator/model --shards shards
+    --report animator.json
+    """
+    from inference.evaluate import evaluate_animator as measure
+    from infra.progress import stage_bar
+
+    with stage_bar("evaluate") as progress:
+        result = measure(
+            model,
+            shards,
+            tail=tail,
+            clip=clip,
+            seed=seed,
+            steps=steps,
+            out=out,
+            on_step=lambda done, total: progress(done / total, f"step {done}/{total}"),
+        )
+    _save(result, report)
+    emit(result, as_json=as_json, show=_animator_lines)
+
+
+def _animator_lines(result: dict[str, Any]) -> list[str]:
+    rows = result["rows"]
+    columns = tuple(next(iter(rows.values())))
+    cells = [[name, *(_short(row[key]) for key in columns)] for name, row in rows.items()]
+    return table(cells, header=(f"{result['frames_held_out']} frames held out", *columns))
 
 
 def _curation_lines(result: dict[str, Any]) -> list[str]:
