@@ -39,6 +39,8 @@ def run_demo(out: Path, *, quick: bool = False) -> dict[str, Any]:
     Raises DemoError where a stage did not do what it must, ValueError where `out` holds a
     demonstration with other settings.
     """
+    from infra.demo.pages import build_report
+
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
@@ -56,7 +58,11 @@ def run_demo(out: Path, *, quick: bool = False) -> dict[str, Any]:
     model = Path(animator["model"])
     animation = stages.run("animate", "Animating the portrait", lambda: _animate(out, model, quick))
     shown = stages.run(
-        "report", "Writing the report", lambda: _report(out, model, curation, animation, stages)
+        "report",
+        "Writing the report",
+        lambda: build_report(
+            out, model=model, curation=curation, record=animation, stages=stages, quick=quick
+        ),
     )
     note(f"      {time.monotonic() - started:.0f} s in this run")
     return {
@@ -140,11 +146,3 @@ def _animate(out: Path, model: Path, quick: bool) -> dict[str, Any]:
     )
     with stage_bar("animate") as progress:
         return AnimationEngine(model, face="auto", pose="file").run(request, progress=progress)
-
-
-def _report(
-    out: Path, model: Path, curation: dict[str, Any], record: dict[str, Any], stages: Stages
-) -> dict[str, Any]:
-    from infra.demo.pages import build_report
-
-    return build_report(out, model=model, curation=curation, record=record, stages=stages)

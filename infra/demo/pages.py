@@ -26,7 +26,13 @@ SCORES = {
 
 
 def build_report(
-    out: Path, *, model: Path, curation: dict[str, Any], record: dict[str, Any], stages: Stages
+    out: Path,
+    *,
+    model: Path,
+    curation: dict[str, Any],
+    record: dict[str, Any],
+    stages: Stages,
+    quick: bool,
 ) -> dict[str, Any]:
     """Write `out/report.html` and `out/strip.png`; returns the summary and the scores."""
     from inference.metrics import compare
@@ -62,6 +68,7 @@ def build_report(
         f"trained, one portrait animated in {minutes(total)}; inside the person's box the result "
         f"is {abs(better):.1f} dB {'closer to' if better >= 0 else 'further from'} the truth than "
         f"the picture repeated."
+        + (" A quick run: it shows the chain, not its quality." if quick else "")
     )
     write_report(
         out / "report.html",

@@ -72,6 +72,8 @@ def test_the_verbs_of_the_readme_exist() -> None:
         ("animate",),
         ("batch",),
         ("serve",),
+        ("evaluate", "curation"),
+        ("evaluate", "animator"),
     }
     assert expected <= set(all_verbs())
 
