@@ -73,7 +73,9 @@ class BlockDCT(nn.Module):
             raise ValueError(
                 f"Got frames of {height} x {width}, but expected multiples of {BLOCK} pixels."
             )
-        return F.conv2d(frames.float(), self.get_buffer("analysis"), stride=BLOCK) / self.scale
+        return F.conv2d(
+            frames.float(), self.get_buffer("analysis"), stride=BLOCK
+        ) / self.get_buffer("scale")
 
     def encode_reference(self, frames: Tensor) -> Tensor:
         """Latents of reference images: the same as `encode`."""
@@ -82,5 +84,5 @@ class BlockDCT(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """`(T, 48, h, w)` to frames `(T, 3, H, W)`, not clamped."""
         return F.conv_transpose2d(
-            latents.float() * self.scale, self.get_buffer("synthesis"), stride=BLOCK
+            latents.float() * self.get_buffer("scale"), self.get_buffer("synthesis"), stride=BLOCK
         )

@@ -1,6 +1,9 @@
 """Configuration of the model: one frozen dataclass a part, and the named presets."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+Prediction = Literal["v", "sample"]
 
 
 def _require(condition: bool, given: str, expected: str) -> None:
@@ -58,6 +61,7 @@ class AnimatorConfig:
     pose_channels: tuple[int, ...] = (3, 16, 32, 64, 128)
     # diffusion
     sigma_data: float = 1.0  # spread of the latents; Stable Video Diffusion uses 1
+    prediction: Prediction = "sample"  # what the UNet's output is; Stable Video Diffusion: "v"
 
     def __post_init__(self) -> None:
         _require(
@@ -106,6 +110,7 @@ def svd_xt() -> AnimatorConfig:
         addition_time_embed_dim=256,
         image_token="clip_vision",
         face_embedding="insightface",
+        prediction="v",
     )
 
 

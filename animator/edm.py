@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from animator.config import Prediction
+
 # Range of noise levels in training and sampling of v1 and of Stable Video Diffusion.
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 700.0, 7.0
 
@@ -36,9 +38,16 @@ def c_noise(sigma: Tensor) -> Tensor:
     return 0.25 * sigma.log()
 
 
-def loss_weight(sigma: Tensor, sigma_data: float = 1.0) -> Tensor:
-    """1 / c_out²: every noise level counts the same on the network's output."""
-    return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+def loss_weight(sigma: Tensor, sigma_data: float = 1.0, prediction: Prediction = "v") -> Tensor:
+    """Weight of a noise level in the loss on the denoised sample.
+
+    For v it is 1 / c_out²: every level counts the same on the network's output. A network that
+    predicts the sample cannot follow that to low noise, where 1 / sigma² has no bound; it gets
+    the same weight levelled off at half the data's spread.
+    """
+    floor = 0.0 if prediction == "v" else 0.25
+    ratio = (sigma / sigma_data) ** 2
+    return (ratio + 1) / (ratio + floor) / sigma_data**2
 
 
 def precondition(
@@ -46,16 +55,25 @@ def precondition(
     noisy: Tensor,
     sigma: Tensor,
     sigma_data: float = 1.0,
+    prediction: Prediction = "v",
 ) -> Tensor:
     """Denoised sample D(x; sigma) = c_skip·x + c_out·F(c_in·x; c_noise) (EDM, eq. 7).
+
+    With `prediction="sample"` the network's output is the denoised sample itself. Noise fills
+    every channel of a latent, pictures do not: a network narrower than a few times its latent
+    cannot carry the noise that v asks for and leaves some of it in the picture (Li and He, 2025,
+    "Back to Basics: Let Denoising Generative Models Denoise").
 
     Args:
         network: F, of the scaled sample and the timestep `(B,)`.
         noisy: x, `(B, ...)`.
         sigma: `(B,)`.
     """
-    skip, out, scale = (_broadcast(c(sigma, sigma_data), noisy) for c in (c_skip, c_out, c_in))
-    return skip * noisy + out * network(scale * noisy, c_noise(sigma))
+    output = network(_broadcast(c_in(sigma, sigma_data), noisy) * noisy, c_noise(sigma))
+    if prediction == "sample":
+        return output
+    skip, out = (_broadcast(c(sigma, sigma_data), noisy) for c in (c_skip, c_out))
+    return skip * noisy + out * output
 
 
 def training_sigma(generator: torch.Generator, mean: float, spread: float) -> Tensor:

@@ -42,6 +42,12 @@ def align_distribution(face: Tensor, image: Tensor) -> Tensor:
     return (aligned * image_deviation + image_mean).to(face.dtype)
 
 
+def _value(attention: Attention, context: Tensor, length: int) -> Tensor:
+    """The one token's value at every position, `(N, L, C)`."""
+    to_v: nn.Linear = attention.to_v  # type: ignore[assignment]
+    return to_v(context).expand(-1, length, -1)
+
+
 def _output(attention: Attention, hidden: Tensor, residual: Tensor) -> Tensor:
     to_out: nn.ModuleList = attention.to_out  # type: ignore[assignment]
     hidden = to_out[1](to_out[0](hidden))
@@ -79,7 +85,7 @@ class IDAdapter(nn.Module):
         """`(N, L, C)` with context `(N, 1 + F, D)` to `(N, L, C)`."""
         image_token = encoder_hidden_states[:, : -self.num_face_tokens]
         face_tokens = encoder_hidden_states[:, -self.num_face_tokens :]
-        image = attn.to_v(image_token).expand(-1, hidden_states.shape[1], -1)
+        image = _value(attn, image_token, hidden_states.shape[1])
         query, key, value = (
             rearrange(x, "n l (h d) -> n h l d", h=attn.heads)
             for x in (
@@ -105,5 +111,5 @@ class ImageTokenAttention:
         temb: Tensor | None = None,
     ) -> Tensor:
         """`(N, L, C)` with context `(N, 1 + F, D)` to `(N, L, C)`."""
-        image = attn.to_v(encoder_hidden_states[:, :1]).expand(-1, hidden_states.shape[1], -1)
+        image = _value(attn, encoder_hidden_states[:, :1], hidden_states.shape[1])
         return _output(attn, image, hidden_states)

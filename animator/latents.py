@@ -61,8 +61,11 @@ class TemporalVAE(nn.Module):
         return cls(vae)
 
     def _mode(self, frames: Tensor) -> Tensor:
-        chunks = frames.to(self.vae.dtype).split(self.chunk_size)
-        return torch.cat([self.vae.encode(chunk).latent_dist.mode() for chunk in chunks])
+        modes = []
+        for chunk in frames.to(self.vae.dtype).split(self.chunk_size):
+            (distribution,) = self.vae.encode(chunk, return_dict=False)
+            modes.append(distribution.mode())
+        return torch.cat(modes)
 
     def encode(self, frames: Tensor) -> Tensor:
         return self._mode(frames) * self.scaling_factor
@@ -72,7 +75,8 @@ class TemporalVAE(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         chunks = (latents.to(self.vae.dtype) / self.scaling_factor).split(self.chunk_size)
-        return torch.cat([self.vae.decode(c, num_frames=len(c)).sample for c in chunks])
+        decoded = [self.vae.decode(c, num_frames=len(c), return_dict=False)[0] for c in chunks]
+        return torch.cat(decoded)
 
 
 def open_codec(name: str, folder: Path | None = None) -> LatentCodec:

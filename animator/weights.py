@@ -107,7 +107,9 @@ def _sizes(kind: type[Config], stored: Any, path: Path) -> Config:
     known = {f.name for f in dataclasses.fields(kind)}
     if unknown := sorted(set(stored) - known):
         raise WeightsError(f"{path} has sizes that this version does not know: {unknown}.")
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()
+    }
     return kind(**values)
 
 

@@ -3,6 +3,8 @@
 Shapes: T frames, H W pixels. Frames are uint8 RGB; boxes xyxy in 0..1.
 """
 
+from typing import Any
+
 import numpy as np
 
 PEAK = 255.0
@@ -21,7 +23,8 @@ def ssim(frame: np.ndarray, truth: np.ndarray) -> float:
 
     window = min(7, *frame.shape[:2])
     window -= 1 - window % 2
-    return float(structural_similarity(frame, truth, channel_axis=2, win_size=window))
+    value: Any = structural_similarity(frame, truth, channel_axis=2, win_size=window)
+    return float(value)
 
 
 def pixel_box(box: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:

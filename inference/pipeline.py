@@ -232,7 +232,13 @@ class AnimationPipeline:
                     without = network(scaled, timestep, frames, given=False)
                     return without + guidance * (with_all - without)
 
-                return edm.precondition(both, part, sigma.reshape(1), self.config.sigma_data)
+                return edm.precondition(
+                    both,
+                    part,
+                    sigma.reshape(1),
+                    self.config.sigma_data,
+                    self.config.prediction,
+                )
 
             shared = window // 4 if overlap is None else overlap
             return blend_windows(guided, x, window, shared)

@@ -62,7 +62,11 @@ def test_sizes_that_are_no_multiple_of_a_block_are_refused():
 
 def test_temporal_vae_fits_the_same_seam(tmp_path):
     torch.manual_seed(0)
-    vae = AutoencoderKLTemporalDecoder(block_out_channels=(32, 32, 32, 32), layers_per_block=1)
+    vae = AutoencoderKLTemporalDecoder(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        block_out_channels=(32, 32, 32, 32),
+        layers_per_block=1,
+    )
     vae.save_pretrained(tmp_path / "vae")
     codec = open_codec("temporal_vae", tmp_path / "vae")
     assert isinstance(codec, TemporalVAE)

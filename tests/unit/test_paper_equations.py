@@ -95,3 +95,12 @@ def test_preconditioning_recovers_a_clean_sample_from_its_v():
     v = (noise - clean * s) / (1 + s**2).sqrt()
     got = edm.precondition(lambda _x, _t: v, clean + noise * s, sigma.double())
     torch.testing.assert_close(got, clean)
+
+
+def test_a_network_that_predicts_the_sample_is_used_as_it_is():
+    sigma = torch.tensor([0.1, 5.0])
+    clean = torch.randn(2, 5)
+    got = edm.precondition(lambda _x, _t: clean, clean + 1, sigma, 1.0, "sample")
+    assert torch.equal(got, clean)
+    levels = edm.loss_weight(torch.tensor([1e-3, 1e3]), 1.0, "sample")
+    torch.testing.assert_close(levels, torch.tensor([4.0, 1.0]), atol=1e-2, rtol=0)
