@@ -129,7 +129,8 @@ class Perception:
         return pose, linker.track(num_frames, pose, self.face.name, self.face.channel_order)
 
     def _faces_of(self, frame: np.ndarray) -> list[tuple[Face, np.ndarray | None]]:
-        faces = self.face.detect(frame)[: self.config.pose.max_people]
+        found = self.face.detect(frame)
+        faces = [face for face in found if face.score >= self.config.faces.min_score]
         if not self.config.faces.store_embeddings or not self.face.embedding_dim:
             return [(face, None) for face in faces]
         return [(face, self.face.embed(frame, face)) for face in faces]

@@ -4,7 +4,7 @@ T frames, P people, N = 18 keypoints, D embedding size
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -85,52 +85,37 @@ def box_overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     return shared / np.maximum(total, 1e-9)
 
 
-@dataclass
-class _FaceSlot:
-    box: np.ndarray
-    seen: dict[int, Face] = field(default_factory=dict)
-    best_score: float = -1.0
-    embedding: np.ndarray | None = None
+Sighting = tuple[Face, np.ndarray | None]
 
 
 class FaceLinker:
-    """Faces of sampled frames, taken in order, linked into tracks by overlap."""
+    """Faces of sampled frames, taken in order, and whose they are over a whole clip.
+
+    A face belongs to the person whose head it covers; faces of nobody are linked by overlap.
+    """
 
     def __init__(self, max_people: int) -> None:
         self.max_people = max_people
-        self.seen: set[int] = set()
-        self._slots: list[_FaceSlot] = []
+        self._sightings: dict[int, list[Sighting]] = {}
 
-    def add(self, index: int, faces: Sequence[tuple[Face, np.ndarray | None]]) -> None:
+    def add(self, index: int, faces: Sequence[Sighting]) -> None:
         """Take the faces, and where wanted their embeddings, of frame `index`."""
-        self.seen.add(index)
-        boxes = np.array([face.box for face, _ in faces], np.float32).reshape(-1, 4)
-        known = np.array([slot.box for slot in self._slots], np.float32).reshape(-1, 4)
-        pairs = match_boxes(boxes, known)
-        for number, (face, embedding) in enumerate(faces):
-            if number in pairs:
-                slot = self._slots[pairs[number]]
-            else:
-                slot = _FaceSlot(face.box)
-                self._slots.append(slot)
-            slot.box = face.box
-            slot.seen[index] = face
-            if face.score > slot.best_score:
-                slot.best_score, slot.embedding = face.score, embedding
+        self._sightings[index] = list(faces)
 
     def track(self, num_frames: int, pose: PoseTrack, model: str, channel_order: str) -> FaceTrack:
-        """Faces of every frame; face p belongs to person p of `pose` where it can be told."""
-        placed = self._placed(pose)
-        people = max(placed, default=-1) + 1
+        """Faces of every frame; face p is of person p of `pose`, those of nobody come after."""
+        rows = self._rows(pose)
+        people = len(rows)
         boxes = np.zeros((num_frames, people, 4), np.float32)
         landmarks = np.zeros((num_frames, people, 5, 2), np.float32)
         score = np.zeros((num_frames, people), np.float32)
-        sampled = sorted(self.seen)
-        for person, slot in placed.items():
+        sampled = sorted(self._sightings)
+        for person, row in enumerate(rows):
             for before, after in pairwise([*sampled, num_frames]):
-                here, there = slot.seen.get(before), slot.seen.get(after)
-                if here is None:
+                if before not in row:
                     continue
+                here = row[before][0]
+                there = row[after][0] if after in row else None
                 # The last sample holds to the end; a face lost by the next one is gone at once.
                 last = before == sampled[-1]
                 for frame in range(before, after if there or last else before + 1):
@@ -143,34 +128,41 @@ class FaceLinker:
             boxes=boxes,
             landmarks=landmarks,
             score=score,
-            embeddings=_stack_embeddings(placed, people),
+            embeddings=_stack_embeddings(rows),
             model=model,
             channel_order=channel_order,
         )
 
-    def _placed(self, pose: PoseTrack) -> dict[int, _FaceSlot]:
-        """The slots by person: the one whose head the face covers most often, else a free place."""
-        slots = sorted(
-            self._slots,
-            key=lambda slot: -sum(float(box_areas(face.box)) for face in slot.seen.values()),
-        )[: self.max_people]
-        people = pose.score.shape[1]
-        votes = np.zeros((len(slots), people))
-        for number, slot in enumerate(slots):
-            for index, face in slot.seen.items():
-                votes[number] += _heads_in(face.box, pose, index)
-        placed: dict[int, _FaceSlot] = {}
-        left = dict(enumerate(slots))
-        while votes.size and votes.max() > 0:
-            number, person = np.unravel_index(int(votes.argmax()), votes.shape)
-            placed[int(person)] = left.pop(int(number))
-            votes[number, :] = votes[:, person] = 0
-        free = (place for place in range(people + len(slots)) if place not in placed)
-        for slot in left.values():
-            # A face that no skeleton claims must not pass for another person's.
-            place = next(place for place in free if place >= people)
-            placed[place] = slot
-        return placed
+    def _rows(self, pose: PoseTrack) -> list[dict[int, Sighting]]:
+        """The sightings of each track by frame: people first, then faces of nobody."""
+        people: list[dict[int, Sighting]] = [{} for _ in range(pose.num_people)]
+        others: list[dict[int, Sighting]] = []
+        for index, sightings in sorted(self._sightings.items()):
+            left = dict(enumerate(sightings))
+            votes = np.array([_heads_in(face.box, pose, index) for face, _ in sightings])
+            while votes.size and votes.max() > 0:
+                number, person = np.unravel_index(int(votes.argmax()), votes.shape)
+                people[int(person)][index] = left.pop(int(number))
+                votes[number, :] = votes[:, person] = 0
+            _link_others(others, index, list(left.values()))
+        # Seen once among several looks, and on nobody's head: more likely no face at all.
+        others = [row for row in others if len(row) > 1 or len(self._sightings) == 1]
+        others.sort(key=lambda row: -sum(face.area for face, _ in row.values()))
+        rows = people + others[: max(0, self.max_people - len(people))]
+        while rows and not rows[-1]:
+            rows.pop()
+        return rows
+
+
+def _link_others(rows: list[dict[int, Sighting]], index: int, sightings: list[Sighting]) -> None:
+    boxes = np.array([face.box for face, _ in sightings], np.float32).reshape(-1, 4)
+    last = np.array([row[max(row)][0].box for row in rows], np.float32).reshape(-1, 4)
+    pairs = match_boxes(boxes, last)
+    for number, sighting in enumerate(sightings):
+        if number in pairs:
+            rows[pairs[number]][index] = sighting
+        else:
+            rows.append({index: sighting})
 
 
 def _heads_in(box: np.ndarray, pose: PoseTrack, frame: int) -> np.ndarray:
@@ -186,10 +178,13 @@ def _mix(one: np.ndarray | float, two: np.ndarray | float, share: float) -> np.n
     return one * (1 - share) + two * share
 
 
-def _stack_embeddings(placed: dict[int, _FaceSlot], people: int) -> np.ndarray:
-    known = {p: slot.embedding for p, slot in placed.items() if slot.embedding is not None}
-    size = max((len(embedding) for embedding in known.values()), default=0)
-    stacked = np.zeros((people, size), np.float32)
-    for person, embedding in known.items():
-        stacked[person] = embedding
+def _stack_embeddings(rows: Sequence[dict[int, Sighting]]) -> np.ndarray:
+    """(P, D) the embedding of each track's surest face; zeros where there is none."""
+    surest = [max(row.values(), key=lambda seen: seen[0].score, default=None) for row in rows]
+    known = [seen[1] if seen is not None else None for seen in surest]
+    size = max((len(embedding) for embedding in known if embedding is not None), default=0)
+    stacked = np.zeros((len(rows), size), np.float32)
+    for person, embedding in enumerate(known):
+        if embedding is not None:
+            stacked[person] = embedding
     return stacked

@@ -59,6 +59,20 @@ def test_face_belongs_to_the_person_with_that_head():
     np.testing.assert_allclose(track.boxes[0, :, 0], [0.7, 0.1], atol=1e-6)
 
 
+def test_face_that_jumps_stays_with_the_head_under_it():
+    pose = pose_with_heads(0.1, frames=4)
+    pose.keypoints[2:, 0, 0] = (0.65, 0.15)
+    track = linked({0: [face(0.1)], 2: [face(0.6)]}, 4, pose)
+    assert track.boxes.shape == (4, 1, 4)
+    np.testing.assert_allclose(track.boxes[[0, 2], 0, 0], [0.1, 0.6], atol=1e-6)
+
+
+def test_face_of_nobody_that_is_seen_once_is_dropped():
+    pose = pose_with_heads(0.7, frames=3)
+    track = linked({0: [face(0.7)], 1: [face(0.7), face(0.2)], 2: [face(0.7)]}, 3, pose)
+    assert track.boxes.shape == (3, 1, 4)
+
+
 def test_face_of_nobody_takes_no_persons_place():
     pose = pose_with_heads(0.7, frames=2)
     track = linked({0: [face(0.1)], 1: [face(0.1)]}, 2, pose)
