@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from animator.alignment import AlignmentBlock
@@ -115,7 +115,10 @@ def _sizes(kind: type[Config], stored: Any, path: Path) -> Config:
 
 def _load_component(module: nn.Module, path: Path) -> None:
     try:
-        state = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            # Cloned one by one: tensors inside a mapped file are not aligned in memory, and
+            # arithmetic on them differs in the last bit.
+            state = {key: file.get_tensor(key).clone() for key in file.keys()}
     except FileNotFoundError:
         raise WeightsError(f"{path} is missing: copy the whole model folder again.") from None
     except (SafetensorError, OSError) as error:

@@ -1,5 +1,7 @@
 """A multipart upload, streamed to disk under byte caps.
 
+Beside the picture and the video it may hold their keypoints, for servers without a pose network.
+
 The client's file names are never looked at: a part is written to a name of ours, chosen by its
 field. Nothing larger than a network chunk is held in memory.
 """
@@ -14,10 +16,20 @@ from typing import BinaryIO
 
 from inference.outputs import sync
 from pipelines.images import ImageError, ImageLimits, read_image
+from pipelines.pose import PoseError
+from pipelines.pose_file import read_keypoints
 from pipelines.video import VideoError, VideoLimits, probe
 
 # Field of the form -> name on disk. `input_reference` is what OpenAI's clients send.
-FILE_FIELDS = {"image": "image", "input_reference": "image", "video": "video"}
+FILE_FIELDS = {
+    "image": "image",
+    "input_reference": "image",
+    "video": "video",
+    "image_pose": "image.pose.npz",
+    "video_pose": "video.pose.npz",
+}
+REQUIRED = ("image", "video")
+KEYPOINTS = ("image.pose.npz", "video.pose.npz")
 # `prompt` and `model` are what OpenAI's clients cannot leave out; they have no effect here.
 TEXT_FIELDS = ("seed", "steps", "guidance", "prompt", "model")
 MAX_TEXT_BYTES = 64 << 10
@@ -38,6 +50,7 @@ class UploadLimits:
 
     image_bytes: int = 32 << 20
     video_bytes: int = 512 << 20
+    pose_bytes: int = 32 << 20
     image_pixels: int = 40_000_000
     video_pixels: int = 3840 * 2160
     video_seconds: float = 600.0
@@ -47,7 +60,8 @@ class UploadLimits:
     @property
     def body_bytes(self) -> int:
         """The largest request body that can be a valid upload."""
-        return self.image_bytes + self.video_bytes + MAX_TEXT_BYTES + (64 << 10)
+        files = self.image_bytes + self.video_bytes + len(KEYPOINTS) * self.pose_bytes
+        return files + MAX_TEXT_BYTES + (64 << 10)
 
 
 @dataclass(kw_only=True)
@@ -64,7 +78,7 @@ class _Part:
 
 
 class Upload:
-    """Parses one multipart body into `folder`: files `image` and `video`, and text fields."""
+    """Parses one multipart body into `folder`: its files under our names, and text fields."""
 
     def __init__(self, content_type: str, folder: Path, limits: UploadLimits) -> None:
         from python_multipart.multipart import MultipartParser, parse_options_header
@@ -79,7 +93,11 @@ class Upload:
             )
         self.folder = folder
         self.fields: dict[str, str] = {}
-        self._limits = {"image": limits.image_bytes, "video": limits.video_bytes}
+        self._limits = {
+            "image": limits.image_bytes,
+            "video": limits.video_bytes,
+            **dict.fromkeys(KEYPOINTS, limits.pose_bytes),
+        }
         self._hashes = {name: hashlib.sha256() for name in self._limits}
         self._seen: set[str] = set()
         self._parts = 0
@@ -110,7 +128,8 @@ class Upload:
 
     def fingerprint(self, options: str) -> str:
         """SHA-256 over the files and the options: what makes two requests the same."""
-        parts = [self._hashes["image"].hexdigest(), self._hashes["video"].hexdigest(), options]
+        files = [f"{n} {self._hashes[n].hexdigest()}" for n in self._limits if n in self._seen]
+        parts = [*files, options]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def _feed(self, chunk: bytes) -> None:
@@ -124,7 +143,7 @@ class Upload:
     def _finish(self) -> None:
         if not self._ended:
             raise UploadError(400, "the multipart body ends too early; send it again")
-        for name in ("image", "video"):
+        for name in REQUIRED:
             if name not in self._seen:
                 raise UploadError(422, f"the {name!r} file is missing; send it as a form file")
         sync(self.folder)
@@ -200,6 +219,9 @@ def check_media(folder: Path, limits: UploadLimits) -> None:
                 max_seconds=limits.video_seconds,
             ),
         )
-    except (ImageError, VideoError) as error:
-        text = str(error).replace(str(image), "image").replace(str(video), "video")
+        for name in KEYPOINTS:
+            if (folder / name).is_file():
+                read_keypoints(folder / name)
+    except (ImageError, VideoError, PoseError) as error:
+        text = str(error).replace(f"{folder}{os.sep}", "")
         raise UploadError(422, text.splitlines()[0]) from None

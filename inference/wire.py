@@ -85,6 +85,16 @@ UPLOAD_FORM = {
                             "format": "binary",
                             "description": "The motion: mp4, mov, mkv, webm, avi",
                         },
+                        "image_pose": {
+                            "type": "string",
+                            "format": "binary",
+                            "description": "Keypoints of the image (.pose.npz)",
+                        },
+                        "video_pose": {
+                            "type": "string",
+                            "format": "binary",
+                            "description": "Keypoints of the video (.pose.npz)",
+                        },
                         "seed": {"type": "integer", "default": 0},
                         "steps": {"type": "integer"},
                         "guidance": {"type": "number"},

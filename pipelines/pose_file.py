@@ -19,7 +19,7 @@ from pipelines.pose import (
 )
 from pipelines.video import VideoError, probe
 
-MAX_FILE_BYTES = 1 << 30
+MAX_FILE_BYTES = 256 << 20  # unpacked; hours of one person's keypoints
 SUFFIXES = (".pose.npz", ".dwpose.npz")
 
 
@@ -71,6 +71,14 @@ class FilePoseBackend:
             boxes=boxes[:, order],
             backend=f"{self.name}:{path.name}",
         )
+
+
+def read_keypoints(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Keypoints (T, P, 18, 2), score (T, P, 18) and boxes (T, P, 4) or None of a file.
+
+    Raises PoseError for what is no keypoints file.
+    """
+    return _people_of(_read_arrays(path), path)
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:

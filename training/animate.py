@@ -42,13 +42,13 @@ class AnimateConfig:
     framing: str = "pad"
     frame_strides: tuple[int, ...] = (1, 2, 4, 8)  # one is drawn for each example
     holdout_tail: float = 0.0  # share of each clip, at its end, that is never trained on
-    sigma_mean: float = 0.0  # of ln sigma
-    sigma_spread: float = 1.4
+    sigma_mean: float = 1.0  # of ln sigma
+    sigma_spread: float = 1.6
     noise_augmentation: float = 0.02  # deviation of the noise on the reference's pixels
     drop_image_token: float = 0.05
     drop_reference: float = 0.05
     sampling: SamplerConfig = field(  # what the released model is sampled with by default
-        default_factory=lambda: SamplerConfig(steps=20, sigma_min=0.02, sigma_max=80.0)
+        default_factory=lambda: SamplerConfig(steps=16, sigma_min=0.02, sigma_max=80.0)
     )
 
     def __post_init__(self) -> None:
@@ -192,8 +192,9 @@ class AnimateTask:
             return model(sample, timestep, token, batch["face_embedding"], poses, time_ids)
 
         noisy = clean + batch["noise"] * sigma[:, None, None, None, None]
-        denoised = edm.precondition(network, noisy, sigma, config.animator.sigma_data)
-        weight = edm.loss_weight(sigma, config.animator.sigma_data)
+        parameters = (config.animator.sigma_data, config.animator.prediction)
+        denoised = edm.precondition(network, noisy, sigma, *parameters)
+        weight = edm.loss_weight(sigma, *parameters)
         return denoising_loss(denoised, clean, batch["face_mask"], weight), {}
 
     def save_model(self, state: dict[str, Tensor], folder: Path) -> None:

@@ -56,7 +56,7 @@ def animator_tiny() -> TrainConfig:
     return TrainConfig(
         task=AnimateConfig(),
         optim=OptimConfig(
-            samples=2_400,
+            samples=2_000,
             lr=1e-3,
             betas=(0.9, 0.99),
             schedule="cosine",
@@ -64,8 +64,8 @@ def animator_tiny() -> TrainConfig:
             warmup_samples=100,
         ),
         batch=BatchConfig(global_batch=2, micro_batch=1),
-        ema=EmaConfig(half_life=140),
-        checkpoint=CheckpointConfig(every_samples=600),
+        ema=EmaConfig(half_life=120),
+        checkpoint=CheckpointConfig(every_samples=500),
         run=RunConfig(num_workers=2),
     )
 
@@ -97,6 +97,7 @@ def animator_svd_xt() -> TrainConfig:
             animator=svd_xt(),
             frame_strides=(4,),
             sampling=SamplerConfig(),
+            sigma_mean=0.7,  # of Stable Video Diffusion itself
             drop_image_token=0.2,
             drop_reference=0.2,
         ),

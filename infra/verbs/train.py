@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 def train_alignment(
     out: Out,
     shards: Shards = None,
-    recipe: Recipe = "alignment_demo",
+    recipe: Recipe = "alignment_tiny",
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
@@ -40,7 +40,7 @@ def train_alignment(
 def train_animator(
     out: Out,
     shards: Shards = None,
-    recipe: Recipe = "animator_demo",
+    recipe: Recipe = "animator_tiny",
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:

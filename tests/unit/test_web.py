@@ -66,6 +66,22 @@ def test_an_acknowledged_job_has_its_files_and_row(client, form, store, tmp_path
     assert JobStore(tmp_path / "data" / "jobs.sqlite3").get(video["id"]) == store.get(video["id"])
 
 
+def test_keypoints_may_come_with_the_files(client, form, tmp_path) -> None:
+    score = np.ones((1, 1, 18), np.float32)
+    good, bad = tmp_path / "good.npz", tmp_path / "bad.npz"
+    np.savez(good, keypoints=np.full((1, 1, 18, 2), 0.5, np.float32), score=score)
+    np.savez(bad, keypoints=np.array([{"a": 1}], dtype=object), score=score)
+    given = {**form, "image_pose": ("x.npz", good.read_bytes())}
+    video = client().post("/v1/videos", files=given)
+    assert video.status_code == 201
+    folder = tmp_path / "data" / "uploads" / video.json()["id"]
+    assert (folder / "image.pose.npz").read_bytes() == good.read_bytes()
+    spoilt = {**form, "video_pose": ("x.npz", bad.read_bytes())}
+    response = client().post("/v1/videos", files=spoilt)
+    assert response.status_code == 422
+    assert "video.pose.npz: not a keypoints file" in response.json()["detail"]
+
+
 def test_a_full_queue_asks_to_come_back(client, form) -> None:
     small = client(max_queued=1)
     assert small.post("/v1/videos", files=form).status_code == 201

@@ -1,0 +1,146 @@
+"""What the tasks draw from clips: pure functions of sample numbers, held-out frames untouched."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from animator.config import AlignmentConfig, AnimatorConfig
+from animator.weights import load_alignment, load_animator, read_config
+from pipelines.clips import ClipStore
+from tests.unit.test_clips import FPS, write_shard
+from training.align import AlignConfig, AlignTask
+from training.animate import AnimateConfig, AnimateTask, trained_frames
+from training.recipes import RECIPES, TASKS, get_recipe
+
+SMALL = AnimatorConfig(
+    height=64,
+    width=64,
+    num_frames=3,
+    block_out_channels=(32, 32),
+    num_attention_heads=(1, 1),
+    cross_attention_dim=32,
+    face_encoder_depth=1,
+)
+SAMPLES = range(20)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, work = tmp_path_factory.mktemp("shards"), tmp_path_factory.mktemp("work")
+    write_shard(folder, work, 0, {"long_000": 40, "short_000": 2})
+    return folder
+
+
+def animate_task(shards: Path, **changes) -> AnimateTask:
+    config = dataclasses.replace(AnimateConfig(shards=str(shards), animator=SMALL), **changes)
+    return config.build_task(seed=3)
+
+
+def test_a_batch_depends_on_its_samples_alone(shards):
+    one = animate_task(shards).batch(list(SAMPLES))
+    other = animate_task(shards)
+    other.batch([7])
+    for sample in (0, 13):
+        alone = other.batch([sample])
+        for key, value in alone.items():
+            assert torch.equal(value[0], one[key][sample]), key
+
+
+def test_held_out_frames_are_never_drawn_and_the_reference_lies_outside(shards):
+    task = animate_task(shards, holdout_tail=0.5, frame_strides=(1, 4))
+    long = ClipStore(shards).index("long_000")
+    strides = set()
+    for seed in range(200):
+        chosen, reference, stride = task._choose(long, torch.Generator().manual_seed(seed))
+        strides.add(stride)
+        assert chosen.max() < trained_frames(40, 0.5)
+        assert 0 <= reference < trained_frames(40, 0.5)
+        assert not chosen[0] <= reference <= chosen[-1]
+        assert (np.diff(chosen) == stride).all()
+    assert strides == {1, 4}
+
+
+def test_clips_shorter_than_a_window_hold_their_last_frame(shards):
+    task = animate_task(shards)
+    short = task.clips.index("short_000")
+    chosen, reference, stride = task._choose(short, torch.Generator().manual_seed(0))
+    assert chosen.tolist() == [0, 1, 1]
+    assert reference in (0, 1)
+    assert stride == 1
+
+
+def test_the_rate_given_to_the_model_follows_the_stride(shards):
+    rates = {
+        float(rate) for rate in animate_task(shards, frame_strides=(2,)).batch(list(SAMPLES))["fps"]
+    }
+    assert rates == {FPS / 2, FPS}  # the short clip has no stride of two
+
+
+def test_loss_is_finite_and_falls_on_one_batch(shards):
+    torch.manual_seed(0)
+    task = animate_task(shards)
+    model = task.build()
+    batch = task.batch([0, 1, 2, 3])
+    optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
+    losses = []
+    for _ in range(12):
+        loss, _numbers = task.loss(model, batch)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert np.isfinite(losses).all()
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_face_mask_raises_the_loss_only_where_faces_are(shards):
+    task = animate_task(shards)
+    torch.manual_seed(0)
+    model = task.build()
+    batch = task.batch([0, 2])
+    plain, _ = task.loss(model, {**batch, "face_mask": batch["face_mask"] * 0})
+    masked, _ = task.loss(model, {**batch, "face_mask": torch.ones_like(batch["face_mask"])})
+    torch.testing.assert_close(masked, 4 * plain, rtol=1e-4, atol=0)
+
+
+def test_released_model_records_its_data_and_takes_the_alignment_in(shards, tmp_path):
+    aligner = AlignConfig(
+        shards=str(shards), block=AlignmentConfig(width=32, num_heads=4)
+    ).build_task(seed=0)
+    aligner.save_model(aligner.build().state_dict(), tmp_path / "alignment")
+    task = animate_task(shards, alignment=str(tmp_path / "alignment"))
+    task.save_model(task.build().state_dict(), tmp_path / "model")
+    assert load_animator(tmp_path / "model").config == SMALL
+    assert load_alignment(tmp_path / "model") is not None
+    about = read_config(tmp_path / "model")
+    assert about["trained_on"]["animator"]["data"] == task.fingerprint
+    assert about["sampling"]["steps"] == task.config.sampling.steps
+
+
+def test_alignment_pairs_are_misaligned_versions_of_real_poses(shards):
+    task = AlignConfig(shards=str(shards), hide_joints=0.0, joint_noise=0.0).build_task(seed=0)
+    assert isinstance(task, AlignTask)
+    batch = task.batch(list(SAMPLES))
+    assert batch["reference"].shape == (20, 18, 2)
+    # In these clips every joint is at the frame's centre, which a similarity only shifts.
+    assert batch["target"].abs().max() == 0
+    assert 0 < batch["driven"].abs().max() <= 0.25
+    assert torch.equal(batch["driven"], task.batch(list(SAMPLES))["driven"])
+
+
+def test_tasks_without_shards_say_what_to_give():
+    for config in (AlignConfig(), AnimateConfig()):
+        with pytest.raises(ValueError, match=r"task\.shards=DIR"):
+            config.build_task(seed=0)
+
+
+def test_recipes_are_complete_and_unknown_names_are_corrected():
+    for name in RECIPES:
+        recipe = get_recipe(name)
+        assert name.startswith(recipe.task.name)
+        assert TASKS[recipe.task.name] is type(recipe.task)
+    with pytest.raises(ValueError, match="Did you mean animator_tiny"):
+        get_recipe("animator_tyni")
