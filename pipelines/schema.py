@@ -154,9 +154,7 @@ def encode_json(data: Any, digits: int = 6) -> bytes:
 
     Not-a-number and infinity become null, which every reader understands.
     """
-    text = json.dumps(
-        _rounded(to_dict(data), digits), sort_keys=True, indent=1, allow_nan=False
-    )
+    text = json.dumps(_rounded(to_dict(data), digits), sort_keys=True, indent=1, allow_nan=False)
     return text.encode() + b"\n"
 
 
