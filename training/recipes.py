@@ -76,16 +76,16 @@ def animator_demo() -> TrainConfig:
     return TrainConfig(
         task=AnimateConfig(animator=AnimatorConfig(height=128, width=96)),
         optim=OptimConfig(
-            samples=1_000,
+            samples=720,
             lr=1e-3,
             betas=(0.9, 0.99),
             schedule="cosine",
             final_lr=0.02,
-            warmup_samples=100,
+            warmup_samples=60,
         ),
         batch=base.batch,
         ema=EmaConfig(half_life=60),
-        checkpoint=CheckpointConfig(every_samples=500),
+        checkpoint=CheckpointConfig(every_samples=360),
         run=RunConfig(num_workers=2),
     )
 
