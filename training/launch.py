@@ -43,9 +43,11 @@ def train(
         TrainingError: training failed; one sentence, and where the log is.
     """
     out = out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
     world = 1 if local else config.run.num_workers
     config.accumulation(world)
+    if not out.exists():
+        config.task.build_task(config.run.seed)  # a mistake must not leave an empty folder
+    out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         stack.enter_context(only_run_in(out))
         if (summary := finished_summary(config, out)) is not None:

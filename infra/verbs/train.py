@@ -64,10 +64,11 @@ def _train(
     from training.launch import train
     from training.recipes import get_recipe
 
-    if not recipe.startswith(kind):
+    config = get_recipe(recipe)
+    if config.task.name != kind:
         raise ValueError(f"recipe {recipe!r} does not train the {kind}; choose one named {kind}_…")
     given = [f"task.shards={shards}"] if shards is not None else []
-    summary = train(apply_overrides(get_recipe(recipe), [*given, *(settings or [])]), out)
+    summary = train(apply_overrides(config, [*given, *(settings or [])]), out)
     emit(
         to_dict(summary),
         as_json=as_json,

@@ -107,6 +107,35 @@ def test_json_is_the_only_thing_on_stdout(capsys: pytest.CaptureFixture[str]) ->
     assert {"name", "path", "licence", "source"} <= set(models[0])
 
 
+@pytest.mark.parametrize(
+    ("verb", "said"),
+    [
+        ("curate nowhere --out made", "nowhere"),
+        ("curate . --out made --set camera.max=3", "camera.max is not a setting"),
+        ("train animator --recipe animtor_tiny --out made", "Did you mean animator_tiny?"),
+        ("train animator --recipe alignment_tiny --out made", "does not train the animator"),
+        ("train animator --shards nowhere --out made", "nowhere"),
+        ("train alignment --shards nowhere --out made --set optim.lrr=1", "optim.lr"),
+        ("animate --model nowhere --reference a.png --driving b.mp4 --out made.mp4", "nowhere"),
+        ("batch nowhere.jsonl --model nowhere --out made", "nowhere"),
+        ("serve --model nowhere --data made", "nowhere"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(
+    verb: str,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(*verb.split()) == WRONG_USE
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("animator: ")
+    assert said in message
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_missing_file_is_wrong_use_and_names_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,160 @@
+"""One animation from files to files: sound, rate, shape, record; and what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from animator.alignment import AlignmentBlock
+from animator.config import AlignmentConfig, AnimatorConfig
+from animator.weights import save_model
+from inference.engine import AnimationEngine, AnimationError
+from inference.requests import AnimationRequest
+from pipelines.images import ImageError
+from pipelines.video import VideoError, decode, encode, probe
+
+SIZES = AnimatorConfig(
+    height=64,
+    width=64,
+    num_frames=4,
+    block_out_channels=(32, 32),
+    num_attention_heads=(1, 1),
+    cross_attention_dim=32,
+    face_encoder_depth=1,
+)
+FRAMES, FPS = 7, 10.0
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+
+    from animator.model import Animator
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("work") / "model"
+    block = AlignmentBlock(AlignmentConfig(width=32, num_heads=4))
+    save_model(
+        folder,
+        animator=(SIZES, Animator(SIZES).state_dict()),
+        alignment=(block.config, block.state_dict()),
+        about={"sampling": {"steps": 2, "sigma_min": 0.05, "sigma_max": 20.0}},
+    )
+    return folder
+
+
+def write_pose(path: Path, points: np.ndarray, fps: float = FPS) -> None:
+    score = np.ones((*points.shape[:2], 18), np.float32)
+    np.savez(path, keypoints=points.astype(np.float32), score=score, fps=fps)
+
+
+@pytest.fixture
+def files(tmp_path: Path, no_models: Path) -> dict[str, Path]:
+    """A wide picture and a tall clip with sound, each with its keypoints beside it."""
+    rng = np.random.default_rng(0)
+    body = rng.uniform(0.3, 0.7, (1, 1, 18, 2))
+    picture = tmp_path / "person.png"
+    Image.fromarray(rng.integers(0, 255, (60, 90, 3), np.uint8)).save(picture)
+    write_pose(tmp_path / "person.pose.npz", body)
+    sound = tmp_path / "sound.mp4"
+    clip = tmp_path / "dance.mp4"
+    frames = [np.full((96, 64, 3), 40 * t % 255, np.uint8) for t in range(FRAMES)]
+    _with_tone(sound, frames)
+    encode(clip, frames, fps=FPS, audio_from=sound)
+    write_pose(tmp_path / "dance.pose.npz", np.repeat(body * 0.8, FRAMES, axis=0))
+    return {"picture": picture, "clip": clip}
+
+
+def _with_tone(path: Path, frames: list[np.ndarray]) -> None:
+    """A clip with a tone, written by PyAV alone."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=10)
+        video.width, video.height, video.pix_fmt = 64, 96, "yuv420p"
+        audio = container.add_stream("aac", rate=44100)
+        for frame in frames:
+            container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(video.encode())
+        samples = np.sin(np.arange(44100) / 20).astype(np.float32)[None]
+        tone = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+        tone.rate = 44100
+        container.mux(audio.encode(tone))
+        container.mux(audio.encode())
+
+
+def request(files: dict[str, Path], output: Path, **changes) -> AnimationRequest:
+    given = {"reference": files["picture"], "driving": files["clip"], "output": output, **changes}
+    return AnimationRequest(**given)
+
+
+def test_a_picture_and_a_clip_become_a_video_with_its_record(model, files, tmp_path):
+    output = tmp_path / "out" / "person.mp4"
+    shares = []
+    engine = AnimationEngine(model)
+    record = engine.run(request(files, output), lambda share, stage: shares.append(share))
+    info = probe(output)
+    assert info.fps == pytest.approx(FPS)
+    assert info.num_frames == FRAMES
+    assert info.has_audio
+    # The picture is 90 x 60: its shape is kept, at the model's 64 pixels.
+    assert info.width / info.height == pytest.approx(1.5, rel=0.05)
+    assert json.loads(output.with_suffix(".json").read_text()) == record
+    assert record["alignment"]["method"] == "learned"
+    assert record["alignment"]["frames_used"] == FRAMES
+    assert record["models"]["pose"]["licence"]
+    assert record["video"]["frames"] == FRAMES
+    assert shares == sorted(shares)
+    assert sorted(path.name for path in output.parent.iterdir()) == ["person.json", "person.mp4"]
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(model, files, tmp_path):
+    engine = AnimationEngine(model)
+    outputs = [tmp_path / f"{name}.mp4" for name in "abc"]
+    for output, seed in zip(outputs, (1, 1, 2), strict=True):
+        engine.run(request(files, output, seed=seed))
+    first, again, other = (output.read_bytes() for output in outputs)
+    assert first == again
+    assert not np.array_equal(decode(outputs[0]), decode(outputs[2]))
+    assert first != other
+
+
+def test_what_cannot_be_animated_is_said_in_one_sentence_and_leaves_nothing(
+    model, files, tmp_path, no_models
+):
+    engine = AnimationEngine(model)
+    lonely = tmp_path / "lonely.png"
+    Image.new("RGB", (40, 40)).save(lonely)
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(files["clip"].read_bytes()[:300])
+    output = tmp_path / "results" / "x.mp4"
+    cases = [
+        (AnimationError, {"reference": tmp_path / "none.png"}, "no such reference image"),
+        (AnimationError, {"reference": lonely}, "no person found in the reference image"),
+        (ImageError, {"reference": files["clip"]}, "expected a JPEG, PNG or WebP"),
+        (VideoError, {"driving": broken}, "cannot be opened as a video"),
+        (AnimationError, {"output": tmp_path / "x.gif"}, "must end in .mp4"),
+    ]
+    before = sorted(tmp_path.rglob("*"))
+    for kind, changes, said in cases:
+        with pytest.raises(kind, match=said) as caught:
+            engine.run(request(files, **{"output": output, **changes}))
+        assert len(str(caught.value).splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_that_is_stopped_leaves_nothing(model, files, tmp_path):
+    output = tmp_path / "stopped.mp4"
+
+    class StopError(Exception):
+        pass
+
+    def stop(share: float, stage: str) -> None:
+        if stage.startswith("step 1"):
+            raise StopError
+
+    with pytest.raises(StopError):
+        AnimationEngine(model).run(request(files, output), stop)
+    assert not [path for path in tmp_path.iterdir() if "stopped" in path.name]
