@@ -134,7 +134,7 @@ def test_what_cannot_be_animated_is_said_in_one_sentence_and_leaves_nothing(
         (AnimationError, {"reference": tmp_path / "none.png"}, "no such reference image"),
         (AnimationError, {"reference": lonely}, "no person found in the reference image"),
         (ImageError, {"reference": files["clip"]}, "expected a JPEG, PNG or WebP"),
-        (VideoError, {"driving": broken}, "cannot be opened as a video"),
+        (VideoError, {"driving": broken}, "expected an mp4"),
         (AnimationError, {"output": tmp_path / "x.gif"}, "must end in .mp4"),
     ]
     before = sorted(tmp_path.rglob("*"))

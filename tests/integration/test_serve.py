@@ -54,7 +54,8 @@ class Server:
             f"serve(ServerConfig(model_dir=Path({str(self.folder / 'model')!r}),"
             f" data_dir=Path({str(self.data)!r}), port={self.port}, max_attempts=3,"
             f" lease_seconds={self.lease}, engine_factory='stand_in_engine:StandInEngine',"
-            " limits=UploadLimits(image_bytes=200_000, video_bytes=300_000)),"
+            " limits=UploadLimits(image_bytes=200_000, video_bytes=300_000,"
+            " pose_bytes=50_000)),"
             " announce=lambda line: print(line, flush=True))\n"
         )
         path = os.pathsep.join([str(HERE), *sys.path])
