@@ -19,7 +19,8 @@ from animator.similarity import MIN_COMMON, Similarity, apply, fit
 from animator.weights import save_model
 from pipelines.clips import ClipStore
 from pipelines.order import ClipOrder
-from training.task import Batch, sample_generator
+from training.frames import open_clips
+from training.task import Batch, sample_generator, stack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +38,7 @@ class AlignConfig:
     joint_noise: float = 0.003  # deviation in each direction, of the longer side
 
     def build_task(self, seed: int) -> "AlignTask":
-        if not self.shards:
-            raise ValueError(
-                "The alignment block has no shards to learn from: give the folder that "
-                "`animator curate` wrote, with --set task.shards=DIR."
-            )
-        return AlignTask(self, ClipStore(self.shards), seed)
+        return AlignTask(self, open_clips(self.shards), seed)
 
 
 class AlignTask:
@@ -55,10 +51,6 @@ class AlignTask:
         self.seed = seed
         self.clips = clips
         self.fingerprint = clips.fingerprint
-        if not len(clips):
-            raise ValueError(
-                f"{config.shards} holds no kept clip: see its report for why clips were rejected."
-            )
         self.num_samples = len(clips)
         self.order = ClipOrder(len(clips), seed)
         self._poses: dict[int, tuple[Tensor, Tensor]] = {}
@@ -75,15 +67,14 @@ class AlignTask:
             track = self.clips.pose(index)
             height, width = self.clips.size(index)
             kept = max(2, round(len(track.score) * (1 - self.config.holdout_tail)))
-            points = to_isotropic(torch.from_numpy(track.keypoints[:kept, 0]), width, height)
-            score = torch.from_numpy(track.score[:kept, 0])
+            points = to_isotropic(torch.tensor(track.keypoints[:kept, 0]), width, height)
+            score = torch.tensor(track.score[:kept, 0])
             threshold = float(self.clips.meta(index).get("pose", {}).get("threshold", VISIBLE))
             self._poses[index] = points.float(), score.float() * (score >= threshold)
         return self._poses[index]
 
     def batch(self, samples: Sequence[int]) -> Batch:
-        examples = [self._example(sample) for sample in samples]
-        return {key: torch.stack([e[key] for e in examples]) for key in examples[0]}
+        return stack([self._example(sample) for sample in samples])
 
     def _example(self, sample: int) -> dict[str, Tensor]:
         config = self.config

@@ -25,8 +25,8 @@ from pipelines.clips import ClipStore
 from pipelines.faces import Face
 from pipelines.order import ClipOrder
 from pipelines.overrides import to_dict
-from training.frames import FramedClips
-from training.task import Batch, sample_generator
+from training.frames import FramedClips, open_clips
+from training.task import Batch, sample_generator, stack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +64,7 @@ class AnimateConfig:
             )
 
     def build_task(self, seed: int) -> "AnimateTask":
-        if not self.shards:
-            raise ValueError(
-                "The animator has no shards to learn from: give the folder that `animator curate` "
-                "wrote, with --set task.shards=DIR."
-            )
-        return AnimateTask(self, ClipStore(self.shards), seed)
+        return AnimateTask(self, open_clips(self.shards), seed)
 
 
 def trained_frames(num_frames: int, holdout_tail: float) -> int:
@@ -87,10 +82,6 @@ class AnimateTask:
         self.seed = seed
         self.clips = clips
         self.fingerprint = clips.fingerprint
-        if not len(clips):
-            raise ValueError(
-                f"{config.shards} holds no kept clip: see its report for why clips were rejected."
-            )
         self.num_samples = len(clips)
         self.order = ClipOrder(len(clips), seed)
         self.size = (config.animator.height, config.animator.width)
@@ -106,8 +97,7 @@ class AnimateTask:
         self.encoder.to(device)
 
     def batch(self, samples: Sequence[int]) -> Batch:
-        examples = [self._example(sample) for sample in samples]
-        return {key: torch.stack([e[key] for e in examples]) for key in examples[0]}
+        return stack([self._example(sample) for sample in samples])
 
     def _example(self, sample: int) -> dict[str, Tensor]:
         config = self.config

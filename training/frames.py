@@ -13,6 +13,23 @@ from pipelines.clips import ClipStore
 from pipelines.framing import Framing, fit
 
 
+def open_clips(shards: str) -> ClipStore:
+    """The clips that a task learns from.
+
+    Raises:
+        ValueError: no folder was given, or it holds no kept clip.
+    """
+    if not shards:
+        raise ValueError(
+            "There are no shards to learn from: give the folder that `animator curate` wrote, "
+            "with --set task.shards=DIR."
+        )
+    clips = ClipStore(shards)
+    if not len(clips):
+        raise ValueError(f"{shards} holds no kept clip: its report says why each was rejected.")
+    return clips
+
+
 @dataclass(frozen=True)
 class FramedClip:
     """One clip's light data, mapped to the training size."""

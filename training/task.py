@@ -76,3 +76,8 @@ def mix_seed(*numbers: int) -> int:
 def sample_generator(seed: int, sample: int, device: torch.device | str = "cpu") -> torch.Generator:
     """The random numbers that belong to one sample of a run."""
     return torch.Generator(device).manual_seed(mix_seed(seed, sample))
+
+
+def stack(examples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """One batch of examples that have the same names and shapes."""
+    return {name: torch.stack([example[name] for example in examples]) for name in examples[0]}

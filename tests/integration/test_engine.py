@@ -8,22 +8,14 @@ import pytest
 from PIL import Image
 
 from animator.alignment import AlignmentBlock
-from animator.config import AlignmentConfig, AnimatorConfig
+from animator.config import AlignmentConfig
 from animator.weights import save_model
 from inference.engine import AnimationEngine, AnimationError
 from inference.requests import AnimationRequest
 from pipelines.images import ImageError
 from pipelines.video import VideoError, decode, encode, probe
+from tests.unit.test_tasks import SMALL
 
-SIZES = AnimatorConfig(
-    height=64,
-    width=64,
-    num_frames=4,
-    block_out_channels=(32, 32),
-    num_attention_heads=(1, 1),
-    cross_attention_dim=32,
-    face_encoder_depth=1,
-)
 FRAMES, FPS = 7, 10.0
 
 
@@ -38,7 +30,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     block = AlignmentBlock(AlignmentConfig(width=32, num_heads=4))
     save_model(
         folder,
-        animator=(SIZES, Animator(SIZES).state_dict()),
+        animator=(SMALL, Animator(SMALL).state_dict()),
         alignment=(block.config, block.state_dict()),
         about={"sampling": {"steps": 2, "sigma_min": 0.05, "sigma_max": 20.0}},
     )
