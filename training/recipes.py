@@ -56,7 +56,7 @@ def animator_tiny() -> TrainConfig:
     return TrainConfig(
         task=AnimateConfig(),
         optim=OptimConfig(
-            samples=2_000,
+            samples=1_800,
             lr=1e-3,
             betas=(0.9, 0.99),
             schedule="cosine",
@@ -65,7 +65,7 @@ def animator_tiny() -> TrainConfig:
         ),
         batch=BatchConfig(global_batch=2, micro_batch=1),
         ema=EmaConfig(half_life=120),
-        checkpoint=CheckpointConfig(every_samples=500),
+        checkpoint=CheckpointConfig(every_samples=600),
         run=RunConfig(num_workers=2),
     )
 
