@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from inference.conditioning import largest_face
@@ -247,8 +248,6 @@ class AnimationEngine:
 
 
 def _shrink(image: np.ndarray) -> np.ndarray:
-    import cv2
-
     scale = PERCEPTION_SIDE / max(image.shape[:2])
     if scale >= 1:
         return image
