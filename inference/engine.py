@@ -20,7 +20,8 @@ from inference.pipeline import AnimationPipeline, AnimationResult, Pose
 from inference.requests import AnimationRequest
 from pipelines.faces import Face, open_face_backend
 from pipelines.images import read_image
-from pipelines.pose import PoseTrack, open_pose_backend
+from pipelines.pose import PoseTrack
+from pipelines.pose_backends import open_pose_backend
 from pipelines.shards import sha256_file, write_atomic
 from pipelines.video import VideoInfo, VideoLimits, decode, encode, probe
 

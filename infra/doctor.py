@@ -165,7 +165,7 @@ def _codecs() -> dict[str, dict[str, bool]]:
 def _backends() -> dict[str, dict[str, str]]:
     """Which perception backends `auto` takes here, and why."""
     from pipelines.faces import open_face_backend
-    from pipelines.pose import open_pose_backend
+    from pipelines.pose_backends import open_pose_backend
 
     opened = {"face": open_face_backend("auto"), "pose": open_pose_backend("auto")}
     return {

@@ -1,4 +1,4 @@
-"""People's keypoints over the frames of a clip: the protocol, tracks, and the choice of backend.
+"""People's keypoints over the frames of a clip: the protocol of a backend, and tracks.
 
 Keypoints are COCO-18 in 0..1 of the frame with a score in 0..1, 0 where missing; boxes are xyxy in
 0..1. A clip's people are ordered by how much of the picture they fill for how long. Scores of
@@ -16,7 +16,6 @@ from typing import Protocol
 import numpy as np
 
 from animator.keypoints import NUM_KEYPOINTS, VISIBLE
-from pipelines.models import ENVIRONMENT, locate_pose_models
 
 MAX_PEOPLE = 16
 MIN_OVERLAP = 0.2
@@ -176,64 +175,3 @@ def without_outside(keypoints: np.ndarray, score: np.ndarray) -> tuple[np.ndarra
     inside = finite & ((keypoints >= 0) & (keypoints <= 1)).all(-1) & (score > 0)
     score = np.where(inside, np.where(finite, score, 0).clip(0, 1), 0)
     return np.where(inside[..., None], keypoints, 0).astype(np.float32), score.astype(np.float32)
-
-
-class AutoPoseBackend:
-    """Keypoints from a file where one lies beside the source, else from `network`, else none."""
-
-    def __init__(self, network: PoseBackend | None):
-        from pipelines.pose_file import FilePoseBackend
-
-        self._file = FilePoseBackend()
-        self._network = network
-        self.name = "auto"
-        self.licence = "that of the keypoints file" if network is None else network.licence
-        self.threshold = VISIBLE
-        fallback = "no keypoints: no pose models were found" if network is None else network.reason
-        self.reason = f"keypoints beside the source where they lie there, else {fallback}"
-
-    def track(
-        self,
-        frames: Sequence[np.ndarray],
-        *,
-        source: Path | None = None,
-        times: np.ndarray | None = None,
-    ) -> PoseTrack:
-        """People of one clip; the track's `backend` says who found them."""
-        if self._file.find(source) is not None:
-            return self._file.track(frames, source=source, times=times)
-        if self._network is not None:
-            return self._network.track(frames, source=source, times=times)
-        return PoseTrack.empty(len(frames), backend="none")
-
-
-def open_pose_backend(choice: str = "auto", *, threads: int = 2) -> PoseBackend:
-    """The backend for `auto`, `onnx` (best pair present), `dwpose` or `file`.
-
-    Raises PoseError for an unknown choice or models that are not there.
-    """
-    if choice == "file":
-        from pipelines.pose_file import FilePoseBackend
-
-        return FilePoseBackend()
-    if choice not in ("auto", "onnx", "dwpose"):
-        raise PoseError(f"pose backend {choice!r}; expected auto, onnx, dwpose or file")
-    models = locate_pose_models("dwpose" if choice == "dwpose" else None)
-    if models is None:
-        if choice == "auto":
-            return AutoPoseBackend(None)
-        wanted = "DWPose network" if choice == "dwpose" else "pose network"
-        raise PoseError(
-            f"no person detector and {wanted} were found; put them in a folder pose/ below "
-            f"{ENVIRONMENT}, or give keypoints beside the video"
-        )
-    from pipelines.pose_onnx import OnnxPoseBackend
-
-    network = OnnxPoseBackend(
-        models.detector,
-        models.pose,
-        licence=models.licence,
-        threads=threads,
-        reason=f"the best pose models found: {models.detector.name} and {models.pose.name}",
-    )
-    return AutoPoseBackend(network) if choice == "auto" else network

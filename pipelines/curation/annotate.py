@@ -16,7 +16,8 @@ from pipelines.curation.config import CurationConfig
 from pipelines.curation.frames import FrameStream
 from pipelines.curation.tracks import FaceLinker, spread_keyframes, strongest
 from pipelines.faces import Face, open_face_backend
-from pipelines.pose import PoseTrack, open_pose_backend
+from pipelines.pose import PoseTrack
+from pipelines.pose_backends import open_pose_backend
 from pipelines.schema import FaceTrack, Scores
 from pipelines.video import VideoInfo, VideoLimits, decode
 

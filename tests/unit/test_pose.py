@@ -16,9 +16,9 @@ from pipelines.pose import (
     boxes_around,
     calibrate,
     link_people,
-    open_pose_backend,
     without_outside,
 )
+from pipelines.pose_backends import open_pose_backend
 from pipelines.pose_onnx import (
     BATCH,
     COCO18_FROM_COCO17,
