@@ -77,7 +77,7 @@ def animator_demo() -> TrainConfig:
         task=AnimateConfig(),
         optim=OptimConfig(
             samples=720,
-            lr=2e-3,
+            lr=1e-3,
             betas=(0.9, 0.99),
             schedule="cosine",
             final_lr=0.02,
