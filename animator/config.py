@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Prediction = Literal["v", "sample"]
+ChannelOrder = Literal["rgb", "bgr"]
+PoseStyle = Literal["bold", "published"]
 
 
 def _require(condition: bool, given: str, expected: str) -> None:
@@ -55,10 +57,15 @@ class AnimatorConfig:
     image_token: str = "thumbnail"  # or "clip_vision"
     face_embedding: str = "thumbnail"  # or "insightface"
     face_embedding_dim: int = 512
+    face_channel_order: ChannelOrder = "rgb"  # as the recognition network saw the training faces
     num_face_tokens: int = 4
     face_encoder_depth: int = 4
     face_head_dim: int = 64
     pose_channels: tuple[int, ...] = (3, 16, 32, 64, 128)
+    pose_style: PoseStyle = "bold"  # thick enough for small frames; "published" is v1's drawing
+    conditioning_fps: float | None = None  # frames a second the UNet is told; None: the clip's own
+    motion_bucket: int = 127  # Stable Video Diffusion's measure of motion
+    noise_augmentation: float = 0.02  # deviation of the noise on the reference's pixels
     # diffusion
     sigma_data: float = 1.0  # spread of the latents; Stable Video Diffusion uses 1
     prediction: Prediction = "sample"  # what the UNet's output is; Stable Video Diffusion: "v"
@@ -83,6 +90,11 @@ class AnimatorConfig:
             f"halved {len(self.block_out_channels) - 1} times)",
         )
         _require(self.sigma_data > 0, f"sigma_data {self.sigma_data}", "a positive number")
+        _require(
+            self.noise_augmentation >= 0,
+            f"noise_augmentation {self.noise_augmentation}",
+            "0 (no noise) or a positive number",
+        )
 
     @property
     def size_multiple(self) -> int:
@@ -110,6 +122,7 @@ def svd_xt() -> AnimatorConfig:
         addition_time_embed_dim=256,
         image_token="clip_vision",
         face_embedding="insightface",
+        pose_style="published",
         prediction="v",
     )
 
