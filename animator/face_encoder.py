@@ -14,14 +14,14 @@ class PerceiverAttention(nn.Module):
 
     def __init__(self, dim: int, head_dim: int):
         super().__init__()
-        if dim % head_dim:
-            raise ValueError(f"Got width {dim} with heads of {head_dim}, but expected a multiple.")
+        # As many whole heads as fit; a width that is no multiple is projected down (v1).
         self.num_heads = dim // head_dim
+        inner = self.num_heads * head_dim
         self.norm1 = nn.LayerNorm(dim)
         self.norm2 = nn.LayerNorm(dim)
-        self.to_q = nn.Linear(dim, dim, bias=False)
-        self.to_kv = nn.Linear(dim, 2 * dim, bias=False)
-        self.to_out = nn.Linear(dim, dim, bias=False)
+        self.to_q = nn.Linear(dim, inner, bias=False)
+        self.to_kv = nn.Linear(dim, 2 * inner, bias=False)
+        self.to_out = nn.Linear(inner, dim, bias=False)
 
     def forward(self, image_tokens: Tensor, latents: Tensor) -> Tensor:
         """`(B, S, D)` and `(B, F, D)` to `(B, F, D)`."""

@@ -4,6 +4,8 @@ Shapes: B batch, T frames, C latent channels, H W pixels, h w latent size (H/8, 
 D context width, E face embedding.
 """
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +15,9 @@ from torch import Tensor, nn
 from animator.config import AnimatorConfig
 from animator.face_encoder import FaceEncoder
 from animator.pose_net import PoseNet
+from animator.tensor_files import MAX_SHARD_SIZE, load_component
 from animator.unet import build_unet, pose_features
+from animator.weights import ANIMATOR_PARTS, animator_sizes, save_model
 
 
 class Animator(nn.Module):
@@ -27,14 +31,68 @@ class Animator(nn.Module):
         super().__init__()
         self.config = config
         self.unet = build_unet(config)
-        self.pose_net = PoseNet(config.block_out_channels[0], config.pose_channels)
-        self.face_encoder = FaceEncoder(
-            config.cross_attention_dim,
-            config.face_embedding_dim,
-            config.num_face_tokens,
-            config.face_encoder_depth,
-            config.face_head_dim,
+        self.pose_net, self.face_encoder = conditioning_networks(config)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+    ) -> "Animator":
+        """The animator of a model folder, in evaluation mode.
+
+        Weights are read one tensor at a time into a model without storage, so at no time are
+        there two copies in memory.
+
+        Args:
+            dtype: type of the weights; None keeps that of the files.
+
+        Raises:
+            WeightsError: for a folder without an animator, and for files that do not fit.
+        """
+        folder = Path(folder)
+        sizes = animator_sizes(folder)
+        with torch.device("meta"):
+            model = cls(sizes)
+        for part in ANIMATOR_PARTS:
+            component: nn.Module = getattr(model, part)
+            load_component(component, folder, part, dtype)
+            component.to(device)
+        return model.eval()
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        about: Mapping[str, Any] | None = None,
+        max_shard_size: int | str = MAX_SHARD_SIZE,
+    ) -> None:
+        """Write a model folder that `from_pretrained` reads back bit for bit.
+
+        Args:
+            about: what else to record in `config.json`: data, licences, how it is sampled.
+            max_shard_size: a larger component is split into several files (bytes, or "5GB").
+        """
+        save_model(
+            Path(folder),
+            animator=(self.config, self.state_dict()),
+            about=about,
+            max_shard_size=max_shard_size,
         )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights, and of the prediction."""
+        return self.unet.conv_in.weight.dtype
+
+    def enable_gradient_checkpointing(self, enabled: bool = True) -> None:
+        """In training, recompute the UNet's blocks on the way back instead of keeping them."""
+        if enabled:
+            self.unet.enable_gradient_checkpointing()
+        else:
+            self.unet.disable_gradient_checkpointing()
 
     def forward(
         self,
@@ -45,7 +103,11 @@ class Animator(nn.Module):
         pose_images: Tensor | None,
         added_time_ids: Tensor,
     ) -> Tensor:
-        """v-prediction of a clip.
+        """v-prediction of a clip, with all three conditioning paths.
+
+        Inputs may be of any floating-point type; they are used in that of the weights. The
+        unconditional call of classifier-free guidance is the same `sample` with zero reference
+        latents, a zero `image_token`, and None for `face_embedding` and `pose_images`.
 
         Args:
             sample: scaled noisy latents and reference latents on the channels,
@@ -62,7 +124,7 @@ class Animator(nn.Module):
         Raises:
             ValueError: for a sample whose channels or size do not fit the configuration.
         """
-        features = None if pose_images is None else self.pose_net(pose_images)
+        features = None if pose_images is None else self.pose_net(pose_images.to(self.dtype))
         return self.denoise(
             sample,
             timestep,
@@ -73,11 +135,12 @@ class Animator(nn.Module):
 
     def context(self, image_token: Tensor, face_embedding: Tensor | None) -> Tensor:
         """Image token and face tokens, `(B, 1 + F, D)`: what every cross-attention sees."""
+        image_token = image_token.to(self.dtype)
         if face_embedding is None:
             shape = (len(image_token), self.config.num_face_tokens, image_token.shape[-1])
             face_tokens = image_token.new_zeros(shape)
         else:
-            face_tokens = self.face_encoder(face_embedding, image_token)
+            face_tokens = self.face_encoder(face_embedding.to(self.dtype), image_token)
         return torch.cat([image_token, face_tokens], dim=1)
 
     def denoise(
@@ -95,7 +158,11 @@ class Animator(nn.Module):
         self._check(sample)
         with pose_features(self.unet, features):
             output: Any = self.unet(
-                sample, timestep, context, added_time_ids=added_time_ids, return_dict=False
+                sample.to(self.dtype),
+                timestep,
+                context,
+                added_time_ids=added_time_ids,
+                return_dict=False,
             )
         return output[0]
 
@@ -113,6 +180,19 @@ class Animator(nn.Module):
                 f"Got latents of {height} x {width}, but expected multiples of {multiple}. "
                 f"Pad the frames to multiples of {self.config.size_multiple} pixels."
             )
+
+
+def conditioning_networks(config: AnimatorConfig) -> tuple[PoseNet, FaceEncoder]:
+    """PoseNet and Face Encoder of the configured sizes, as they start from scratch."""
+    pose_net = PoseNet(config.block_out_channels[0], config.pose_channels)
+    face_encoder = FaceEncoder(
+        config.cross_attention_dim,
+        config.face_embedding_dim,
+        config.num_face_tokens,
+        config.face_encoder_depth,
+        config.face_head_dim,
+    )
+    return pose_net, face_encoder
 
 
 def flatten_frames(frames: Tensor) -> Tensor:

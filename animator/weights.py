@@ -1,53 +1,35 @@
-"""Model folders: `config.json` and one safetensors file a component.
+"""Model folders: `config.json` and the safetensors of each component.
 
 A folder may hold the animator (`unet`, `pose_net`, `face_encoder`), the alignment block
-(`alignment`), or both. Nothing in it can run code.
+(`alignment`), or both, and beside them the frozen encoders in diffusers' layout (`vae/`,
+`image_encoder/`). Nothing in it can run code.
 """
 
 import dataclasses
 import json
-import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from animator.alignment import AlignmentBlock
 from animator.config import AlignmentConfig, AnimatorConfig
-from animator.model import Animator
+from animator.tensor_files import (
+    MAX_SHARD_SIZE,
+    WeightsError,
+    load_component,
+    write_component,
+    write_json,
+)
 
 FORMAT = 1
 ANIMATOR_PARTS = ("unet", "pose_net", "face_encoder")
+# Frozen encoders that come with Stable Video Diffusion: folder and stem of the weights' file.
+ENCODERS = {"vae": "diffusion_pytorch_model", "image_encoder": "model"}
 Config = TypeVar("Config", AlignmentConfig, AnimatorConfig)
-
-
-class WeightsError(ValueError):
-    """A model folder that cannot be read; the message names the file and the mend."""
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write under a temporary name in the same folder, flush to disk, rename."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _write_component(folder: Path, name: str, state: Mapping[str, Tensor]) -> None:
-    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    write_atomically(folder / f"{name}.safetensors", save(tensors))
 
 
 def save_model(
@@ -56,6 +38,7 @@ def save_model(
     animator: tuple[AnimatorConfig, Mapping[str, Tensor]] | None = None,
     alignment: tuple[AlignmentConfig, Mapping[str, Tensor]] | None = None,
     about: Mapping[str, Any] | None = None,
+    max_shard_size: int | str = MAX_SHARD_SIZE,
 ) -> None:
     """Write a model folder; `config.json` comes last, so a folder with one is complete.
 
@@ -63,8 +46,10 @@ def save_model(
         animator: configuration and state of an `Animator`.
         alignment: configuration and state of an `AlignmentBlock`.
         about: what else to record: data, licences, how it is sampled.
+        max_shard_size: a larger component is split into several files (bytes, or "5GB").
     """
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").unlink(missing_ok=True)
     config: dict[str, Any] = {"format": FORMAT, **(about or {})}
     if animator is not None:
         sizes, state = animator
@@ -72,12 +57,12 @@ def save_model(
         for part in ANIMATOR_PARTS:
             prefix = f"{part}."
             own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-            _write_component(folder, part, own)
+            write_component(folder, part, own, max_shard_size)
     if alignment is not None:
         widths, state = alignment
         config["alignment"] = dataclasses.asdict(widths)
-        _write_component(folder, "alignment", state)
-    write_atomically(folder / "config.json", json.dumps(config, indent=2, sort_keys=True).encode())
+        write_component(folder, "alignment", state, max_shard_size)
+    write_json(folder / "config.json", config)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -90,7 +75,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir() or not path.is_file():
         raise WeightsError(
             f"{folder} is not a model folder: expected a config.json and safetensors files in it. "
-            "`animator train animator` writes one, as `model` in its output folder."
+            "`animator train animator` writes one, as `model` in its output folder, and "
+            "`animator weights import-v1` makes one of published weights."
         )
     try:
         config = json.loads(path.read_text())
@@ -101,7 +87,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _sizes(kind: type[Config], stored: Any, path: Path) -> Config:
+def read_sizes(kind: type[Config], stored: Any, path: Path) -> Config:
+    """A configuration from its JSON form.
+
+    Raises:
+        WeightsError: for sizes that are unknown, of a wrong type or do not go together.
+    """
     if not isinstance(stored, dict):
         raise WeightsError(f"{path} holds no sizes for {kind.__name__}.")
     known = {f.name for f in dataclasses.fields(kind)}
@@ -110,40 +101,53 @@ def _sizes(kind: type[Config], stored: Any, path: Path) -> Config:
     values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()
     }
-    return kind(**values)
-
-
-def _load_component(module: nn.Module, path: Path) -> None:
     try:
-        with safe_open(path, framework="pt") as file:
-            # Cloned one by one: tensors inside a mapped file are not aligned in memory, and
-            # arithmetic on them differs in the last bit.
-            state = {key: file.get_tensor(key).clone() for key in file.keys()}
-    except FileNotFoundError:
-        raise WeightsError(f"{path} is missing: copy the whole model folder again.") from None
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is not a readable safetensors file: {error}.") from None
-    expected = module.state_dict()
-    missing, extra = sorted(expected.keys() - state), sorted(state.keys() - expected)
-    if missing or extra:
-        raise WeightsError(
-            f"{path} does not fit its config.json: it lacks {missing[:3]} and has {extra[:3]} "
-            f"({len(missing)} missing, {len(extra)} unknown)."
-        )
-    for key, value in state.items():
-        if value.shape != expected[key].shape:
-            raise WeightsError(
-                f"{path}: {key} has shape {tuple(value.shape)}, but config.json asks for "
-                f"{tuple(expected[key].shape)}."
-            )
-    module.load_state_dict(state, assign=True)
+        return kind(**values)
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{path} has sizes that do not go together: {error}") from None
 
 
-def load_animator(folder: Path) -> Animator:
-    """The animator of a model folder, in evaluation mode.
+def add_encoders(folder: Path, source: Path) -> list[str]:
+    """Copy the frozen encoders of Stable Video Diffusion into a model folder.
+
+    Full precision is taken where the source has both. Each encoder is there completely or not.
+
+    Args:
+        source: a folder in diffusers' layout, with `vae/` and `image_encoder/`.
+
+    Returns:
+        The copied files, relative to `folder`.
 
     Raises:
-        WeightsError: for a folder without one, and for files that do not fit.
+        WeightsError: where the source lacks one of them.
+    """
+    copied: list[str] = []
+    for name, stem in ENCODERS.items():
+        files = [source / name / "config.json"]
+        choices = (source / name / f"{stem}{suffix}.safetensors" for suffix in ("", ".fp16"))
+        files += [path for path in choices if path.is_file()][:1]
+        if len(files) < 2 or not files[0].is_file():
+            raise WeightsError(
+                f"{source / name} has no config.json with {stem}[.fp16].safetensors: expected a "
+                "folder of Stable Video Diffusion in diffusers' layout."
+            )
+        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.") as scratch:
+            staged = Path(scratch) / name
+            staged.mkdir()
+            for path in files:
+                shutil.copyfile(path, staged / path.name)
+            if (folder / name).is_dir():
+                shutil.rmtree(folder / name)
+            staged.replace(folder / name)
+        copied += [f"{name}/{path.name}" for path in files]
+    return copied
+
+
+def animator_sizes(folder: Path) -> AnimatorConfig:
+    """Sizes of the animator in a model folder.
+
+    Raises:
+        WeightsError: for a folder without one.
     """
     config = read_config(folder)
     if "animator" not in config:
@@ -151,12 +155,7 @@ def load_animator(folder: Path) -> Animator:
             f"{folder} holds no animator, only {sorted(config.keys() - {'format'})}: give the "
             "folder that `animator train animator` wrote."
         )
-    sizes = _sizes(AnimatorConfig, config["animator"], folder / "config.json")
-    with torch.device("meta"):
-        model = Animator(sizes)
-    for part in ANIMATOR_PARTS:
-        _load_component(getattr(model, part), folder / f"{part}.safetensors")
-    return model.eval()
+    return read_sizes(AnimatorConfig, config["animator"], folder / "config.json")
 
 
 def load_alignment(folder: Path) -> AlignmentBlock | None:
@@ -164,6 +163,7 @@ def load_alignment(folder: Path) -> AlignmentBlock | None:
     config = read_config(folder)
     if "alignment" not in config:
         return None
-    block = AlignmentBlock(_sizes(AlignmentConfig, config["alignment"], folder / "config.json"))
-    _load_component(block, folder / "alignment.safetensors")
+    sizes = read_sizes(AlignmentConfig, config["alignment"], folder / "config.json")
+    block = AlignmentBlock(sizes)
+    load_component(block, folder, "alignment")
     return block.eval()

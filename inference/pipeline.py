@@ -16,7 +16,7 @@ from animator import edm
 from animator.alignment import AlignmentBlock
 from animator.keypoints import VISIBLE
 from animator.model import Animator
-from animator.weights import load_alignment, load_animator, read_config
+from animator.weights import load_alignment, read_config
 from inference.conditioning import (
     ReferenceEncoder,
     added_time_ids,
@@ -98,7 +98,7 @@ class AnimationPipeline:
         """
         folder = Path(folder)
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        animator = load_animator(folder).to(place)
+        animator = Animator.from_pretrained(folder).to(place)
         encoder = ReferenceEncoder(animator.config, folder, face).to(place)
         block = load_alignment(Path(alignment) if alignment else folder)
         about = read_config(folder)

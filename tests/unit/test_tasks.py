@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from animator.config import AlignmentConfig, AnimatorConfig
-from animator.weights import load_alignment, load_animator, read_config
+from animator.model import Animator
+from animator.weights import load_alignment, read_config
 from pipelines.clips import ClipStore
 from tests.unit.test_clips import FPS, write_shard
 from training.align import AlignConfig, AlignTask
@@ -113,7 +114,7 @@ def test_released_model_records_its_data_and_takes_the_alignment_in(shards, tmp_
     aligner.save_model(aligner.build().state_dict(), tmp_path / "alignment")
     task = animate_task(shards, alignment=str(tmp_path / "alignment"))
     task.save_model(task.build().state_dict(), tmp_path / "model")
-    assert load_animator(tmp_path / "model").config == SMALL
+    assert Animator.from_pretrained(tmp_path / "model").config == SMALL
     assert load_alignment(tmp_path / "model") is not None
     about = read_config(tmp_path / "model")
     assert about["trained_on"]["animator"]["data"] == task.fingerprint

@@ -8,7 +8,9 @@ import torch
 
 from animator.alignment import AlignmentBlock
 from animator.config import AlignmentConfig
-from animator.weights import WeightsError, load_alignment, load_animator, save_model
+from animator.model import Animator
+from animator.tensor_files import WeightsError
+from animator.weights import load_alignment, read_config, save_model
 from tests.unit.test_model import SMALL, inputs, small_animator
 
 
@@ -27,7 +29,7 @@ def folder(tmp_path):
 @torch.no_grad()
 def test_round_trip_is_bit_equal(folder):
     given = inputs(SMALL)
-    assert torch.equal(load_animator(folder)(*given), small_animator()(*given))
+    assert torch.equal(Animator.from_pretrained(folder)(*given), small_animator()(*given))
     assert load_alignment(folder) is not None
 
 
@@ -43,13 +45,13 @@ def test_truncated_weights_are_named(folder):
     path = folder / "unet.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(WeightsError, match=r"unet\.safetensors is not a readable safetensors"):
-        load_animator(folder)
+        Animator.from_pretrained(folder)
 
 
 def test_missing_component_is_named(folder):
     (folder / "pose_net.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"pose_net\.safetensors is missing"):
-        load_animator(folder)
+        Animator.from_pretrained(folder)
 
 
 def test_other_sizes_in_the_config_are_named(folder):
@@ -57,7 +59,7 @@ def test_other_sizes_in_the_config_are_named(folder):
     config["animator"]["face_embedding_dim"] = 128
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(WeightsError, match=r"face_encoder.*has shape \(1024, 512\)|proj"):
-        load_animator(folder)
+        Animator.from_pretrained(folder)
 
 
 def test_a_pickle_under_a_safetensors_name_is_not_run(folder, tmp_path):
@@ -69,14 +71,35 @@ def test_a_pickle_under_a_safetensors_name_is_not_run(folder, tmp_path):
 
     (folder / "unet.safetensors").write_bytes(pickle.dumps(Evil()))
     with pytest.raises(WeightsError):
-        load_animator(folder)
+        Animator.from_pretrained(folder)
     assert not marker.exists()
 
 
 def test_a_folder_without_a_model_says_what_makes_one(tmp_path):
     with pytest.raises(WeightsError, match="animator train animator"):
-        load_animator(tmp_path)
+        Animator.from_pretrained(tmp_path)
     block = AlignmentBlock(AlignmentConfig(width=32, num_heads=4))
     save_model(tmp_path / "a", alignment=(block.config, block.state_dict()))
     with pytest.raises(WeightsError, match="holds no animator"):
-        load_animator(tmp_path / "a")
+        Animator.from_pretrained(tmp_path / "a")
+
+
+@torch.no_grad()
+def test_an_animator_saves_and_loads_itself_in_shards(tmp_path):
+    model, given = small_animator(), inputs(SMALL)
+    model.save_pretrained(tmp_path, about={"licence": "mine"}, max_shard_size=1_000_000)
+    assert (tmp_path / "unet.safetensors.index.json").is_file()
+    again = Animator.from_pretrained(tmp_path)
+    assert not again.training
+    assert torch.equal(again(*given), model(*given))
+    assert read_config(tmp_path)["licence"] == "mine"
+    assert Animator.from_pretrained(tmp_path, dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_a_folder_being_written_is_no_model_until_it_is_whole(folder):
+    model = small_animator()
+    state = {**model.state_dict(), "face_encoder.proj.0.weight": "no tensor"}
+    with pytest.raises(AttributeError):
+        save_model(folder, animator=(SMALL, state))
+    with pytest.raises(WeightsError, match="is not a model folder"):
+        Animator.from_pretrained(folder)

@@ -1,0 +1,319 @@
+"""Published weights: Stable Video Diffusion as a start, and v1's checkpoints as a model.
+
+v1 is the predecessor of the method, StableAnimator (CVPR 2025). Its three checkpoints are plain
+state dicts; they are read with `weights_only=True`, which refuses anything but tensors.
+"""
+
+import dataclasses
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from animator.config import AnimatorConfig, ChannelOrder, svd_xt
+from animator.id_adapter import IDAdapter
+from animator.model import Animator, conditioning_networks
+from animator.tensor_files import (
+    WeightsError,
+    check_names,
+    check_shapes,
+    read_index,
+    read_tensors,
+)
+from animator.weights import ANIMATOR_PARTS
+
+SVD_LICENCE = "Stability AI Community Licence"
+V1_LICENCE = (
+    "weights trained from Stable Video Diffusion (Stability AI Community Licence) on antelopev2 "
+    "embeddings (InsightFace: non-commercial research); code MIT"
+)
+# How v1 is sampled; the names are those of the sampler's settings.
+V1_SAMPLING = {"solver": "euler", "steps": 25, "sigma_min": 0.002, "sigma_max": 700.0, "rho": 7.0}
+V1_GUIDANCE = 3.0
+V1_FPS = 7.0
+V1_SIDE = 512  # pixels; v1 was trained at 512 x 512 and 576 x 1024
+# Settings of diffusers' UNet that say what it is built of, not how large it is.
+_UNET_SIZES = (
+    "block_out_channels",
+    "layers_per_block",
+    "num_attention_heads",
+    "cross_attention_dim",
+    "addition_time_embed_dim",
+    "num_frames",
+)
+
+
+def sizes_from_unet(config: Mapping[str, Any], what: object) -> AnimatorConfig:
+    """The `svd_xt` preset with the sizes of a diffusers UNet configuration.
+
+    Raises:
+        WeightsError: for a UNet of another structure than Stable Video Diffusion's.
+    """
+    preset = svd_xt()
+    values: dict[str, Any] = {}
+    depth = len(config.get("block_out_channels", preset.block_out_channels))
+    for name in _UNET_SIZES:
+        value = config.get(name, getattr(preset, name))
+        if isinstance(value, list | tuple):
+            value = tuple(value)
+            # One number a block, where the method knows one number for all.
+            if name in ("layers_per_block", "cross_attention_dim") and len(set(value)) == 1:
+                value = value[0]
+        elif name == "num_attention_heads":
+            value = (value,) * depth
+        values[name] = value
+    latents = config.get("out_channels", preset.latent_channels)
+    structure = {
+        "in_channels": 2 * latents,
+        "transformer_layers_per_block": 1,
+        "projection_class_embeddings_input_dim": 3 * values["addition_time_embed_dim"],
+        "down_block_types": ["CrossAttnDownBlockSpatioTemporal"] * (depth - 1)
+        + ["DownBlockSpatioTemporal"],
+        "up_block_types": ["UpBlockSpatioTemporal"]
+        + ["CrossAttnUpBlockSpatioTemporal"] * (depth - 1),
+    }
+    for name, wanted in structure.items():
+        given = config.get(name, wanted)
+        if not isinstance(wanted, list) and isinstance(given, list) and len(set(given)) == 1:
+            given = given[0]
+        if given != wanted and given != tuple(wanted if isinstance(wanted, list) else ()):
+            raise WeightsError(f"{what}: {name} is {given}, but the method is built on {wanted}.")
+    multiple = preset.spatial_factor * 2 ** (depth - 1)
+    side = max(1, V1_SIDE // multiple) * multiple
+    try:
+        return dataclasses.replace(
+            preset, latent_channels=latents, height=side, width=side, **values
+        )
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{what} has sizes that do not go together: {error}") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read as JSON: {error}.") from None
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} holds no settings, only {type(content).__name__}.")
+    return content
+
+
+def diffusers_files(folder: Path, variant: str | None = None) -> list[Path]:
+    """The safetensors files of a component folder in diffusers' layout.
+
+    Args:
+        variant: "fp16" asks for half precision; None takes full precision where it is there.
+
+    Raises:
+        WeightsError: where there are none.
+    """
+    name = "diffusion_pytorch_model"
+    for suffix in [f".{variant}"] if variant else ["", ".fp16"]:
+        for index in (
+            f"{name}.safetensors.index{suffix}.json",
+            f"{name}{suffix}.safetensors.index.json",
+        ):
+            if (folder / index).is_file():
+                return read_index(folder / index)
+        if (path := folder / f"{name}{suffix}.safetensors").is_file():
+            return [path]
+    wanted = f"{name}.{variant}.safetensors" if variant else f"{name}[.fp16].safetensors"
+    raise WeightsError(
+        f"{folder} has no {wanted}: expected a folder of Stable Video Diffusion in diffusers' "
+        "layout with safetensors weights (`animator models pull svd-xt`)."
+    )
+
+
+def animator_from_svd(
+    folder: str | Path,
+    *,
+    sizes: AnimatorConfig | None = None,
+    variant: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Animator:
+    """An animator that starts where the paper does, from Stable Video Diffusion's UNet.
+
+    The adapters' keys and values start as copies of their block's own; PoseNet and Face Encoder
+    from scratch (from torch's global random numbers), their output projections at zero.
+
+    Args:
+        folder: of Stable Video Diffusion in diffusers' layout, or its `unet` folder.
+        sizes: configuration to train; its UNet must be of the folder's size. None takes the
+            folder's own sizes.
+        variant: "fp16" reads the half-precision files.
+        dtype: type of the weights; None keeps that of the files.
+
+    Raises:
+        WeightsError: for files that are missing, damaged or of another size.
+    """
+    folder = Path(folder)
+    unet_folder = folder / "unet" if (folder / "unet").is_dir() else folder
+    found = sizes_from_unet(_read_json(unet_folder / "config.json"), unet_folder / "config.json")
+    if sizes is not None:
+        for name in (*_UNET_SIZES[:-1], "latent_channels"):  # num_frames is free: no weight has it
+            if getattr(sizes, name) != getattr(found, name):
+                raise WeightsError(
+                    f"{unet_folder}: {name} is {getattr(found, name)}, but the model to be "
+                    f"trained asks for {getattr(sizes, name)}."
+                )
+        found = sizes
+    with torch.device("meta"):
+        model = Animator(found)
+    expected = {k: v for k, v in model.unet.state_dict().items() if ".processor." not in k}
+    state = read_tensors(diffusers_files(unet_folder, variant), expected, str(unet_folder), dtype)
+    for name, module in model.unet.named_modules():
+        if isinstance(module, IDAdapter):
+            own = name.removesuffix(".processor")
+            for part in ("k", "v"):
+                state[f"{name}.id_to_{part}.weight"] = state[f"{own}.to_{part}.weight"].clone()
+    model.unet.load_state_dict(state, assign=True)
+    pose_net, face_encoder = conditioning_networks(found)
+    model.pose_net, model.face_encoder = pose_net.to(model.dtype), face_encoder.to(model.dtype)
+    return model.eval()
+
+
+def animator_from_v1(
+    folder: str | Path,
+    *,
+    channel_order: ChannelOrder = "bgr",
+    dtype: torch.dtype | None = None,
+) -> Animator:
+    """The animator of v1's published checkpoints.
+
+    Looks for `unet.pth`, `pose_net.pth` and `face_encoder.pth` in the folder or in `Animation/`
+    below it, and for a `config.json` beside them with the UNet's sizes under `unet_config`
+    (absent in the published folder: then the sizes of Stable Video Diffusion XT). Every tensor
+    of the files is used, and every tensor of the model comes from them.
+
+    Args:
+        channel_order: order in which the recognition network saw the training faces. v1's code
+            hands RGB pictures to a function that expects BGR, so its weights most likely learned
+            embeddings of swapped channels.
+        dtype: type of the weights; None keeps that of the files.
+
+    Raises:
+        WeightsError: for files that are missing, damaged, hold anything but tensors, or do not
+            fit; nothing in them is executed.
+    """
+    folder = _v1_folder(Path(folder))
+    states = {part: _read_pickle(folder / f"{part}.pth", dtype) for part in ANIMATOR_PARTS}
+    config_path = folder / "config.json"
+    if config_path.is_file():
+        unet_config = _read_json(config_path).get("unet_config", {})
+        if not isinstance(unet_config, dict):
+            raise WeightsError(f"{config_path}: unet_config holds no settings.")
+        sizes = sizes_from_unet(unet_config, config_path)
+    else:
+        sizes = dataclasses.replace(svd_xt(), height=V1_SIDE, width=V1_SIDE)
+    sizes = dataclasses.replace(
+        sizes,
+        face_channel_order=channel_order,
+        conditioning_fps=V1_FPS,
+        **_pose_sizes(states["pose_net"], folder / "pose_net.pth"),
+        **_face_sizes(states["face_encoder"], sizes, folder / "face_encoder.pth"),
+    )
+    with torch.device("meta"):
+        model = Animator(sizes)
+    for part, state in states.items():
+        module: nn.Module = getattr(model, part)
+        path, expected = folder / f"{part}.pth", module.state_dict()
+        check_names(state, expected, str(path))
+        check_shapes({key: tuple(value.shape) for key, value in state.items()}, expected, path)
+        module.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def v1_files(folder: str | Path) -> list[Path]:
+    """The three checkpoints of a v1 folder; raises WeightsError where one is missing."""
+    found = _v1_folder(Path(folder))
+    return [found / f"{part}.pth" for part in ANIMATOR_PARTS]
+
+
+def _v1_folder(folder: Path) -> Path:
+    names = [f"{part}.pth" for part in ANIMATOR_PARTS]
+    for place in (folder, folder / "Animation"):
+        missing = [name for name in names if not (place / name).is_file()]
+        if not missing:
+            return place
+        if len(missing) < len(names):
+            raise WeightsError(f"{place} lacks {', '.join(missing)}: copy the whole folder again.")
+    raise WeightsError(
+        f"{folder} holds no v1 checkpoints: expected {', '.join(names)} in it or in its folder "
+        "Animation (`animator models pull stableanimator-v1` fetches them)."
+    )
+
+
+def _read_pickle(path: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """A plain state dict; tensors stay mapped on disk unless a type is asked for."""
+    options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
+    whole = zipfile.is_zipfile(path)
+    with path.open("rb") as file:
+        if file.read(2) == b"PK" and not whole:  # an archive whose end, its directory, is missing
+            raise WeightsError(f"{path} is cut off: fetch it again.")
+    try:
+        state = torch.load(path, mmap=whole, **options)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} is no plain checkpoint of tensors, so it was not loaded and nothing in it was "
+            f"executed ({_first_sentence(error)})."
+        ) from None
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"{path} is damaged or cut off ({_first_sentence(error)}): fetch it again."
+        ) from None
+    if not isinstance(state, Mapping) or not state:
+        raise WeightsError(f"{path} holds {type(state).__name__}, expected named tensors.")
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise WeightsError(
+                f"{path}: {key!r} is a {type(value).__name__}, but a plain state dict holds "
+                "tensors only."
+            )
+    if all(key.startswith("module.") for key in state):  # as saved from a distributed wrapper
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    if dtype is None:
+        return dict(state)
+    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+
+
+def _first_sentence(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return re.sub(r"\s+", " ", text[0])[:200].rstrip(". ") if text else type(error).__name__
+
+
+def _shape(state: Mapping[str, Tensor], key: str, rank: int, path: Path) -> tuple[int, ...]:
+    if key not in state or state[key].ndim != rank:
+        found = f"shape {tuple(state[key].shape)}" if key in state else "nothing"
+        raise WeightsError(f"{path}: {key} has {found}, expected a tensor of {rank} dimensions.")
+    return tuple(state[key].shape)
+
+
+def _pose_sizes(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
+    """Channels of the PoseNet; its last convolutions' outputs and the first one's input."""
+    first = _shape(state, "conv_layers.0.weight", 4, path)[1]
+    stages = (_shape(state, f"conv_layers.{i}.weight", 4, path)[0] for i in (2, 6, 10, 14))
+    return {"pose_channels": (first, *stages)}
+
+
+def _face_sizes(state: Mapping[str, Tensor], sizes: AnimatorConfig, path: Path) -> dict[str, Any]:
+    """Sizes of the Face Encoder that its tensors give."""
+    embedding = _shape(state, "proj.0.weight", 2, path)[1]
+    outputs = _shape(state, "proj.2.weight", 2, path)[0]
+    tokens, rest = divmod(outputs, sizes.cross_attention_dim)
+    if rest or not tokens:
+        raise WeightsError(
+            f"{path}: proj.2.weight gives {outputs} numbers, expected a multiple of the UNet's "
+            f"cross-attention width {sizes.cross_attention_dim}."
+        )
+    layers = {m[1] for key in state if (m := re.match(r"fusion_model\.layers\.(\d+)\.", key))}
+    return {
+        "face_embedding_dim": embedding,
+        "num_face_tokens": tokens,
+        "face_encoder_depth": len(layers),
+    }
