@@ -1,8 +1,12 @@
-"""COCO-18 keypoints: order, coordinates, visibility, random misalignment.
+"""Keypoints of a person: order, parts, coordinates, visibility, random misalignment.
 
-Shapes: N = 18 keypoints, B batch. Stored keypoints are 0..1 of the frame; the similarity
-mathematics happens in isotropic coordinates: the origin is the frame's centre, the unit is its
-longer side, y points down.
+A person has K = 18 keypoints, the body in COCO-18 order, or K = 128: the body, 21 of each hand and
+68 of the face, where the pose backend gives them. The body alone decides whether somebody is seen
+and how poses are aligned.
+
+Shapes: K keypoints, B batch. Stored keypoints are 0..1 of the frame; the similarity mathematics
+happens in isotropic coordinates: the origin is the frame's centre, the unit is its longer side, y
+points down.
 """
 
 from dataclasses import dataclass
@@ -36,6 +40,14 @@ KEYPOINT_NAMES = (
 )
 NUM_KEYPOINTS = len(KEYPOINT_NAMES)
 
+# The parts of a whole person; each part keeps COCO-WholeBody's order.
+BODY = slice(0, NUM_KEYPOINTS)
+LEFT_HAND = slice(BODY.stop, BODY.stop + 21)
+RIGHT_HAND = slice(LEFT_HAND.stop, LEFT_HAND.stop + 21)
+FACE = slice(RIGHT_HAND.stop, RIGHT_HAND.stop + 68)
+WHOLE_BODY = FACE.stop
+KEYPOINT_COUNTS = (NUM_KEYPOINTS, WHOLE_BODY)
+
 # Drawing order and pairs of OpenPose's body model.
 LIMBS = (
     (1, 2),
@@ -55,6 +67,12 @@ LIMBS = (
     (14, 16),
     (0, 15),
     (15, 17),
+)
+# Four bones a finger, from the wrist (0) through the thumb (1-4) to the little finger (17-20).
+HAND_EDGES = tuple(
+    (0 if bone == 0 else first + bone - 1, first + bone)
+    for first in (1, 5, 9, 13, 17)
+    for bone in range(4)
 )
 VISIBLE = 0.3  # DWPose's threshold: a joint scored below it is missing
 
