@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from animator.keypoints import BODY
+
 PEAK = 255.0
 IDENTICAL = 100.0  # dB, what equal frames score instead of infinity
 
@@ -39,12 +41,13 @@ def pixel_box(box: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, in
 def person_boxes(
     keypoints: np.ndarray, score: np.ndarray, threshold: float, margin: float = 0.1
 ) -> np.ndarray:
-    """Boxes around the visible joints `(T, 18, 2)`, grown by a share of their size, `(T, 4)`.
+    """Boxes `(T, 4)` around the visible joints of bodies `(T, K, 2)`, grown by a share of them.
 
     A frame without a visible joint has the whole frame as its box.
     """
     boxes = np.tile(np.array([0, 0, 1, 1], np.float32), (len(keypoints), 1))
-    for t, (points, confidence) in enumerate(zip(keypoints, score, strict=True)):
+    bodies = zip(keypoints[:, BODY], score[:, BODY], strict=True)
+    for t, (points, confidence) in enumerate(bodies):
         seen = points[confidence >= threshold]
         if len(seen):
             low, high = seen.min(0), seen.max(0)

@@ -1,7 +1,7 @@
 """From driving poses to poses on the reference: alignment pooled over the clip.
 
-Shapes: T frames, P people, N = 18 keypoints. Keypoints are 0..1 of their frame; the similarity
-works in isotropic coordinates (`animator.keypoints`).
+Shapes: T frames, P people, K keypoints (18 or 128), N = 18 of them the body's. Keypoints are 0..1
+of their frame; the similarity works in isotropic coordinates (`animator.keypoints`).
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from animator.alignment import AlignmentBlock
-from animator.keypoints import from_isotropic, to_isotropic
+from animator.keypoints import BODY, from_isotropic, to_isotropic
 from animator.similarity import MIN_COMMON, Similarity, apply, fit, identity, rotate
 
 Size = tuple[int, int]  # (height, width)
@@ -22,7 +22,7 @@ Size = tuple[int, int]  # (height, width)
 class Retargeted:
     """Driving poses moved onto the reference, and what was done to them."""
 
-    keypoints: np.ndarray  # (T, P, N, 2) in 0..1 of the reference's frame
+    keypoints: np.ndarray  # (T, P, K, 2) in 0..1 of the reference's frame
     method: str  # learned | closed_form | none
     scale: float
     degrees: float
@@ -100,21 +100,23 @@ def retarget(
     *,
     per_frame: bool = False,
 ) -> Retargeted:
-    """Align driving poses to the reference pose; the first person decides for all.
+    """Align driving poses to the reference pose; the first person's body decides for all.
 
     Args:
         block: the learned block, or None for the closed form alone.
-        reference: keypoints `(N, 2)` and score `(N,)`.
-        driving: keypoints `(T, P, N, 2)` and score `(T, P, N)`.
+        reference: keypoints `(K, 2)` and score `(K,)`; K may be another than the driving poses'.
+        driving: keypoints `(T, P, K, 2)` and score `(T, P, K)`.
         sizes: of the reference's and of the driving frame.
         thresholds: score from which a joint is seen, in the reference and in the driving clip.
         per_frame: a transform for each frame (the paper's variant) instead of one a clip.
     """
     (ref_h, ref_w), (drv_h, drv_w) = sizes
     keypoints = torch.from_numpy(to_isotropic(driving[0].astype(np.float32), drv_w, drv_h))
-    target = torch.from_numpy(to_isotropic(reference[0].astype(np.float32), ref_w, ref_h))
-    ref_score, score = (torch.from_numpy(s.astype(np.float32)) for s in (reference[1], driving[1]))
-    main = keypoints[:, 0]
+    target = torch.from_numpy(to_isotropic(reference[0][BODY].astype(np.float32), ref_w, ref_h))
+    ref_score, score = (
+        torch.from_numpy(s[..., BODY].astype(np.float32)) for s in (reference[1], driving[1])
+    )
+    main = keypoints[:, 0, BODY]
     target = target.expand_as(main)
     weight = common_weight(ref_score.expand(len(main), -1), score[:, 0], thresholds)
     per = fit(main, target, weight) if block is None else block(target, main, weight)
@@ -143,7 +145,7 @@ def retarget(
 
 
 def unaligned(driving: np.ndarray, sizes: tuple[Size, Size]) -> Retargeted:
-    """Driving poses `(T, P, N, 2)` as they are: the same place in isotropic coordinates."""
+    """Driving poses `(T, P, K, 2)` as they are: the same place in isotropic coordinates."""
     (ref_h, ref_w), (drv_h, drv_w) = sizes
     points = from_isotropic(to_isotropic(driving, drv_w, drv_h), ref_w, ref_h)
     return Retargeted(points, "none", 1.0, 0.0, (0.0, 0.0), 0.0, 0.0, 0)

@@ -92,7 +92,7 @@ class ClipStore:
         return schema.decode_json(data, what)
 
     def pose(self, i: int) -> PoseTrack:
-        """Keypoints (T, P, 18, 2), score (T, P, 18) and boxes (T, P, 4) of clip i."""
+        """Keypoints (T, P, K, 2), score (T, P, K) and boxes (T, P, 4) of clip i; K is 18 or 128."""
         data, what = self.read(i, "pose.npz")
         arrays = schema.unpack_arrays(data, what)
         schema.check_pose(arrays, self.num_frames(i), what)

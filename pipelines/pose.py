@@ -1,11 +1,12 @@
 """People's keypoints over the frames of a clip: the protocol of a backend, and tracks.
 
-Keypoints are COCO-18 in 0..1 of the frame with a score in 0..1, 0 where missing; boxes are xyxy in
-0..1. A clip's people are ordered by how much of the picture they fill for how long. Scores of
-different networks mean different things: every backend rescales its own so that VISIBLE divides the
-joints worth using from the others.
+Keypoints are in 0..1 of the frame with a score in 0..1, 0 where missing; boxes are xyxy in 0..1.
+All people of a clip have the body's 18, or 128 with hands and face (`animator.keypoints`); the body
+alone says who is seen and where. A clip's people are ordered by how much of the picture they fill
+for how long. Scores of different networks mean different things: every backend rescales its own so
+that VISIBLE divides the joints worth using from the others.
 
-T frames, P people, K = 18 keypoints
+T frames, P people, K keypoints (18 or 128)
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
-from animator.keypoints import NUM_KEYPOINTS, VISIBLE
+from animator.keypoints import BODY, NUM_KEYPOINTS, VISIBLE
 
 MAX_PEOPLE = 16
 MIN_OVERLAP = 0.2
@@ -28,7 +29,7 @@ class PoseError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class PoseTrack:
-    """Keypoints (T, P, 18, 2), score (T, P, 18) and boxes (T, P, 4); absent people are zeros.
+    """Keypoints (T, P, K, 2), score (T, P, K) and boxes (T, P, 4); absent people are zeros.
 
     A joint scored below VISIBLE is missing; `backend` says who found the keypoints.
     """
@@ -44,18 +45,15 @@ class PoseTrack:
         return self.keypoints.shape[1]
 
     def main(self, person: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Keypoints (T, 18, 2) and score (T, 18) of one person, zeros where there is none."""
+        """Keypoints (T, K, 2) and score (T, K) of one person, zeros where there is none."""
         if person < self.num_people:
             return self.keypoints[:, person], self.score[:, person]
-        frames = len(self.keypoints)
-        return (
-            np.zeros((frames, NUM_KEYPOINTS, 2), np.float32),
-            np.zeros((frames, NUM_KEYPOINTS), np.float32),
-        )
+        frames, _, count = self.score.shape
+        return np.zeros((frames, count, 2), np.float32), np.zeros((frames, count), np.float32)
 
     def missing_share(self, threshold: float = VISIBLE, person: int = 0) -> float:
-        """Share of one person's keypoints over all frames that are missing; 1 without a person."""
-        score = self.main(person)[1]
+        """Share of one person's body over all frames that is missing; 1 without a person."""
+        score = self.main(person)[1][:, BODY]
         return float((score < threshold).mean()) if score.size else 1.0
 
     @staticmethod
@@ -71,7 +69,7 @@ class PoseTrack:
 
 @dataclass(frozen=True, kw_only=True)
 class Person:
-    """One person in one frame: keypoints (18, 2), score (18,), box (4,)."""
+    """One person in one frame: keypoints (K, 2), score (K,), box (4,)."""
 
     keypoints: np.ndarray
     score: np.ndarray
@@ -136,8 +134,9 @@ def link_people(frames: Sequence[Sequence[Person]], *, backend: str = "") -> Pos
     if not tracks:
         return PoseTrack.empty(len(frames), backend)
     shape = (len(frames), len(tracks))
-    keypoints = np.zeros((*shape, NUM_KEYPOINTS, 2), np.float32)
-    score, boxes = np.zeros((*shape, NUM_KEYPOINTS), np.float32), np.zeros((*shape, 4), np.float32)
+    count = len(next(iter(tracks[0].values())).score)
+    keypoints = np.zeros((*shape, count, 2), np.float32)
+    score, boxes = np.zeros((*shape, count), np.float32), np.zeros((*shape, 4), np.float32)
     for number, track in enumerate(tracks):
         for index, person in track.items():
             keypoints[index, number] = person.keypoints
@@ -152,7 +151,8 @@ def _area(box: np.ndarray) -> float:
 
 
 def boxes_around(keypoints: np.ndarray, score: np.ndarray) -> np.ndarray:
-    """Boxes (..., 4) around the visible keypoints (..., K, 2), a tenth wider; zeros for none."""
+    """Boxes (..., 4) around the visible joints of bodies (..., K, 2), a tenth wider; else zeros."""
+    keypoints, score = keypoints[..., BODY, :], score[..., BODY]
     visible = (score >= VISIBLE)[..., None]
     low = np.where(visible, keypoints, np.inf).min(-2)
     high = np.where(visible, keypoints, -np.inf).max(-2)

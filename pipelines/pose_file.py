@@ -1,6 +1,6 @@
 """Keypoints from a file beside the video, in our own arrays or in DWPose's.
 
-T frames of the file, P people
+T frames of the file, P people, K keypoints (18 or 128)
 """
 
 import zipfile
@@ -9,7 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from animator.keypoints import NUM_KEYPOINTS, VISIBLE
+from animator.keypoints import (
+    FACE,
+    KEYPOINT_COUNTS,
+    LEFT_HAND,
+    NUM_KEYPOINTS,
+    RIGHT_HAND,
+    VISIBLE,
+    WHOLE_BODY,
+)
 from pipelines.pose import (
     PoseError,
     PoseTrack,
@@ -74,7 +82,7 @@ class FilePoseBackend:
 
 
 def read_keypoints(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Keypoints (T, P, 18, 2), score (T, P, 18) and boxes (T, P, 4) or None of a file.
+    """Keypoints (T, P, K, 2), score (T, P, K) and boxes (T, P, 4) or None of a file.
 
     Raises PoseError for what is no keypoints file.
     """
@@ -100,7 +108,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 def _people_of(
     arrays: dict[str, np.ndarray], path: Path
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Keypoints (T, P, 18, 2), score (T, P, 18) and boxes (T, P, 4) or None."""
+    """Keypoints (T, P, K, 2), score (T, P, K) and boxes (T, P, 4) or None."""
     names = ("candidate", "subset") if "candidate" in arrays else ("keypoints", "score")
     if not all(name in arrays for name in names):
         found = ", ".join(arrays) or "nothing"
@@ -115,15 +123,44 @@ def _people_of(
             f"{path}: {names[0]} is {keypoints.shape}, {names[1]} {score.shape}; "
             f"expected (T, P, {NUM_KEYPOINTS}, 2) and (T, P, {NUM_KEYPOINTS})"
         )
-    keypoints = keypoints.reshape(*score.shape, 2)[..., :NUM_KEYPOINTS, :]
+    keypoints = keypoints.reshape(*score.shape, 2)
     boxes = arrays.get("boxes")
     if boxes is not None and boxes.shape != (*score.shape[:2], 4):
         raise PoseError(f"{path}: boxes is {boxes.shape}, expected {(*score.shape[:2], 4)}")
-    score = score[..., :NUM_KEYPOINTS]
+    if score.shape[-1] not in KEYPOINT_COUNTS:
+        # What follows the body in other layouts has an order of its own.
+        keypoints, score = keypoints[..., :NUM_KEYPOINTS, :], score[..., :NUM_KEYPOINTS]
     if score.max(initial=0) > 1:
         # OpenPose's way: rows of `candidate`, -1 for a missing joint, and no confidence.
         score = (score >= 0).astype(np.float32)
+    if "candidate" in arrays:
+        keypoints, score = _with_hands_and_faces(arrays, keypoints, score, path)
     return keypoints, score, boxes
+
+
+def _with_hands_and_faces(
+    arrays: dict[str, np.ndarray], keypoints: np.ndarray, score: np.ndarray, path: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bodies with DWPose's `hands` (T, 2P, 21, 2), all left ones first, and `faces` (T, P, 68, 2).
+
+    Their missing points are -1, and they have no confidence either.
+    """
+    frames, people = score.shape[:2]
+    shapes = {"hands": (frames, 2 * people, 21, 2), "faces": (frames, people, 68, 2)}
+    given = {name: arrays[name].astype(np.float32) for name in shapes if name in arrays}
+    if not given or score.shape[-1] != NUM_KEYPOINTS:
+        return keypoints, score
+    for name, points in given.items():
+        if points.shape != shapes[name]:
+            raise PoseError(f"{path}: {name} is {points.shape}, expected {shapes[name]}")
+    whole = np.full((frames, people, WHOLE_BODY, 2), -1, np.float32)
+    whole[:, :, :NUM_KEYPOINTS] = keypoints
+    if "hands" in given:
+        whole[:, :, LEFT_HAND], whole[:, :, RIGHT_HAND] = np.split(given["hands"], 2, axis=1)
+    if "faces" in given:
+        whole[:, :, FACE] = given["faces"]
+    seen = (whole[:, :, NUM_KEYPOINTS:] >= 0).all(-1).astype(np.float32)
+    return whole, np.concatenate([score, seen], -1)
 
 
 def _threshold(arrays: dict[str, np.ndarray], path: Path) -> float:

@@ -1,10 +1,10 @@
 """People's keypoints from two ONNX networks: a YOLOX person detector and a top-down pose network.
 
-Both kinds of heads are read: heat maps (TinyPose) and SimCC (DWPose, 133 points of which the body's
-17 are used). Where no person is detected there are no keypoints: the pose network never sees a
-whole frame, on which it would dream up a skeleton.
+Both kinds of heads are read: heat maps (TinyPose) and SimCC (DWPose), of the body's 17 points in
+COCO's order or of COCO-WholeBody's 133. Where no person is detected there are no keypoints: the
+pose network never sees a whole frame, on which it would dream up a skeleton.
 
-N crops, K network keypoints, H W input size, h w heat-map size
+N crops, K network keypoints (17 or 133), H W input size, h w heat-map size
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from animator.keypoints import VISIBLE
+from animator.keypoints import BODY, VISIBLE
 from pipelines.pose import (
     Person,
     PoseError,
@@ -34,7 +34,9 @@ BATCH = 16
 FRAMES_AT_ONCE = 16
 MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 STD = np.array([58.395, 57.12, 57.375], np.float32)
-BODY = 17
+COCO_BODY = 17
+COCO_WHOLE_BODY = 133  # 17 of the body, 6 of the feet, 68 of the face, 21 of each hand
+COCO_FACE, COCO_HANDS = slice(23, 91), slice(91, 133)  # the left hand first
 LEFT_SHOULDER, RIGHT_SHOULDER = 5, 6
 # COCO-17 index of each COCO-18 keypoint but the neck, which lies between the shoulders.
 COCO18_FROM_COCO17 = [0, 5, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3]
@@ -151,7 +153,7 @@ class PoseNetwork:
     def estimate(
         self, crops: Sequence[tuple[np.ndarray, np.ndarray]]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Body keypoints (N, 17, 2) in pixels of the frame and score (N, 17) of (frame, box)."""
+        """COCO keypoints (N, K, 2) in pixels of the frame and score (N, K) of (frame, box)."""
         points, scores = [], []
         for begin in range(0, len(crops), self._batch):
             part = crops[begin : begin + self._batch]
@@ -170,7 +172,7 @@ class PoseNetwork:
             points.append(regions[:, None, :2] + place * regions[:, None, 2:])
             scores.append(score)
         if not points:
-            return np.zeros((0, BODY, 2), np.float32), np.zeros((0, BODY), np.float32)
+            return np.zeros((0, COCO_BODY, 2), np.float32), np.zeros((0, COCO_BODY), np.float32)
         return np.concatenate(points), np.concatenate(scores)
 
     def _crop(self, frame: np.ndarray, region: np.ndarray) -> np.ndarray:
@@ -181,13 +183,16 @@ class PoseNetwork:
         return ((crop.astype(np.float32) - MEAN) / STD).transpose(2, 0, 1)
 
     def _decode(self, outputs: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        # Whatever else a network adds to the body's points has an order of its own.
+        if outputs[0].shape[1] != COCO_WHOLE_BODY:
+            outputs = [output[:, :COCO_BODY] for output in outputs]
         if self.head == "heatmap":
-            return decode_heatmaps(outputs[0][:, :BODY])
+            return decode_heatmaps(outputs[0])
         height, width = self._size
         along_x, along_y = outputs
         if along_x.shape[-1] * height != along_y.shape[-1] * width:
             along_x, along_y = along_y, along_x
-        return decode_simcc(along_x[:, :BODY], along_y[:, :BODY])
+        return decode_simcc(along_x, along_y)
 
 
 def crop_region(box: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -227,12 +232,27 @@ def decode_simcc(along_x: np.ndarray, along_y: np.ndarray) -> tuple[np.ndarray, 
 
 
 def coco18(keypoints: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """COCO-18 from COCO-17 (N, 17, 2), (N, 17): the neck is the middle of the shoulders."""
+    """COCO-18 from COCO's points, the body's 17 first: the neck is the middle of the shoulders."""
     points, scores = keypoints[:, COCO18_FROM_COCO17].copy(), score[:, COCO18_FROM_COCO17].copy()
     shoulders = [LEFT_SHOULDER, RIGHT_SHOULDER]
     points[:, NECK] = keypoints[:, shoulders].mean(1)
     scores[:, NECK] = score[:, shoulders].min(1)
     return points, scores
+
+
+def from_coco(keypoints: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Our keypoints: 18 from COCO's (N, 17, 2), 128 from COCO-WholeBody's (N, 133, 2).
+
+    The feet are left out.
+    """
+    points, scores = coco18(keypoints, score)
+    if score.shape[1] != COCO_WHOLE_BODY:
+        return points, scores
+    parts = COCO_HANDS, COCO_FACE
+    return (
+        np.concatenate([points, *(keypoints[:, part] for part in parts)], 1),
+        np.concatenate([scores, *(score[:, part] for part in parts)], 1),
+    )
 
 
 class OnnxPoseBackend:
@@ -266,7 +286,7 @@ class OnnxPoseBackend:
         """The people of each frame; the crops of all frames go through the network together."""
         found = [self._detector.detect(frame)[0] for frame in frames]
         crops = [(frame, box) for frame, boxes in zip(frames, found, strict=True) for box in boxes]
-        keypoints, score = coco18(*self._network.estimate(crops))
+        keypoints, score = from_coco(*self._network.estimate(crops))
         people: list[list[Person]] = [[] for _ in frames]
         owners: Iterable[int] = (i for i, boxes in enumerate(found) for _ in boxes)
         for number, owner in enumerate(owners):
@@ -274,7 +294,7 @@ class OnnxPoseBackend:
             size = np.array([frame.shape[1], frame.shape[0]], np.float32)
             calibrated = calibrate(score[number], self.raw_threshold)
             points, scores = without_outside(keypoints[number] / size, calibrated)
-            if (scores >= VISIBLE).sum() >= MIN_VISIBLE:
+            if (scores[BODY] >= VISIBLE).sum() >= MIN_VISIBLE:
                 normal = (box / np.tile(size, 2)).astype(np.float32)
                 people[owner].append(Person(keypoints=points, score=scores, box=normal))
         return people

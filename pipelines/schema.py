@@ -4,11 +4,12 @@ A shard is `shard-000123.tar` with the clips and `shard-000123.json` with a `Sha
 is written last and is the commit. Each clip has a key and four members:
 
     KEY.mp4       one shot, constant frame rate, square pixels, upright, H.264 with short GOPs
-    KEY.pose.npz  keypoints (T, P, 18, 2), score (T, P, 18), boxes (T, P, 4), track_ids (P,)
+    KEY.pose.npz  keypoints (T, P, K, 2), score (T, P, K), boxes (T, P, 4), track_ids (P,)
     KEY.face.npz  boxes (T, P, 4), landmarks (T, P, 5, 2), score (T, P), embeddings (P, D)
     KEY.json      source, span, fps, size, scores, provenance, versions
 
-T frames, P people. Coordinates are 0..1 of the frame; an absent person is all zeros.
+T frames, P people, K keypoints: the body's 18, or 128 with hands and face (`animator.keypoints`).
+Coordinates are 0..1 of the frame; an absent person is all zeros.
 """
 
 import io
@@ -22,6 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from animator.keypoints import KEYPOINT_COUNTS, NUM_KEYPOINTS
 from pipelines.overrides import from_dict, to_dict
 
 FORMAT = 1
@@ -225,8 +227,12 @@ def unpack_arrays(data: bytes, what: str) -> dict[str, np.ndarray]:
 def check_pose(arrays: Mapping[str, np.ndarray], num_frames: int, what: str) -> None:
     """Raises ShardError unless keypoints, score and boxes have the contract's shapes."""
     people = _people(arrays, "keypoints", what)
-    _check_shape(arrays, "keypoints", (num_frames, people, 18, 2), what)
-    _check_shape(arrays, "score", (num_frames, people, 18), what)
+    count = arrays["keypoints"].shape[2] if arrays["keypoints"].ndim > 2 else NUM_KEYPOINTS
+    if count not in KEYPOINT_COUNTS:
+        body, whole = KEYPOINT_COUNTS
+        raise ShardError(f"{what}: {count} keypoints a person, expected {body} or {whole}.")
+    _check_shape(arrays, "keypoints", (num_frames, people, count, 2), what)
+    _check_shape(arrays, "score", (num_frames, people, count), what)
     _check_shape(arrays, "boxes", (num_frames, people, 4), what)
 
 

@@ -1,6 +1,7 @@
 """The alignment block's training task: two frames of one clip, one of them misaligned (eq. 12).
 
-Shapes: B batch, T frames, N = 18 keypoints. Coordinates are isotropic (`animator.keypoints`).
+Shapes: B batch, T frames, N = 18 keypoints of the body. Coordinates are isotropic
+(`animator.keypoints`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from animator.alignment import AlignmentBlock
 from animator.config import AlignmentConfig
-from animator.keypoints import VISIBLE, SimilarityRange, random_similarity, to_isotropic
+from animator.keypoints import BODY, VISIBLE, SimilarityRange, random_similarity, to_isotropic
 from animator.losses import alignment_loss
 from animator.similarity import MIN_COMMON, Similarity, apply, fit
 from animator.weights import save_model
@@ -62,13 +63,13 @@ class AlignTask:
         pass
 
     def poses(self, index: int) -> tuple[Tensor, Tensor]:
-        """Isotropic keypoints `(T, N, 2)` and score `(T, N)` of a clip's main person."""
+        """Isotropic joints `(T, N, 2)` and score `(T, N)` of a clip's main person."""
         if index not in self._poses:
             track = self.clips.pose(index)
             height, width = self.clips.size(index)
             kept = max(2, round(len(track.score) * (1 - self.config.holdout_tail)))
-            points = to_isotropic(torch.tensor(track.keypoints[:kept, 0]), width, height)
-            score = torch.tensor(track.score[:kept, 0])
+            points = to_isotropic(torch.tensor(track.keypoints[:kept, 0, BODY]), width, height)
+            score = torch.tensor(track.score[:kept, 0, BODY])
             threshold = float(self.clips.meta(index).get("pose", {}).get("threshold", VISIBLE))
             self._poses[index] = points.float(), score.float() * (score >= threshold)
         return self._poses[index]

@@ -1,6 +1,6 @@
 """The models at work: scores of a shot from sampled frames, pose and faces of a kept clip.
 
-T frames, P people, N = 18 keypoints. Coordinates are 0..1 of the frame; absent people are zeros.
+T frames, P people. Coordinates are 0..1 of the frame; absent people are zeros.
 """
 
 from dataclasses import dataclass, replace

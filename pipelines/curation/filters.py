@@ -3,7 +3,7 @@
 Measuring and judging are apart: every score is recorded whatever the verdict, so thresholds can be
 revised without a second pass over the videos.
 
-T sampled frames, P people, N = 18 keypoints
+T sampled frames, P people
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from animator.keypoints import VISIBLE
+from animator.keypoints import BODY, VISIBLE
 from pipelines.curation.config import CurationConfig
 from pipelines.faces import Face
 from pipelines.pose import PoseTrack
@@ -89,7 +89,7 @@ def face_scores(
 
 
 def pose_scores(track: PoseTrack, max_missing: float) -> Scores:
-    """Missing keypoints of the main person and the number of people.
+    """Missing keypoints of the main person's body and the number of people.
 
     pose_missing: share of all T x 18 joints scored under the track's threshold; 1 for nobody.
     pose_bad_frames: share of frames in which more than `max_missing` of the 18 are missing.
@@ -98,8 +98,9 @@ def pose_scores(track: PoseTrack, max_missing: float) -> Scores:
     num_frames, num_people = track.score.shape[:2]
     if num_frames == 0 or num_people == 0:
         return {"pose_missing": 1.0, "pose_bad_frames": 1.0, "people": 0}
-    missing = (track.score[:, 0] < VISIBLE).mean(axis=1)
-    present = (track.score >= VISIBLE).any(axis=2).sum(axis=1)
+    score = track.score[..., BODY]
+    missing = (score[:, 0] < VISIBLE).mean(axis=1)
+    present = (score >= VISIBLE).any(axis=2).sum(axis=1)
     crowds = [count for count in range(num_people + 1) if (present >= count).mean() >= 0.1]
     return {
         "pose_missing": float(missing.mean()),

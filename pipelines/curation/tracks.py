@@ -1,6 +1,6 @@
 """From what was seen in some frames to tracks over every frame of a clip.
 
-T frames, P people, N = 18 keypoints, D embedding size
+T frames, P people, D embedding size
 """
 
 from collections.abc import Sequence

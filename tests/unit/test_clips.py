@@ -19,13 +19,15 @@ def level(frame: int) -> int:
     return 20 + 37 * frame % 210
 
 
-def clip_members(folder: Path, key: str, num_frames: int) -> dict[str, bytes | Path]:
+def clip_members(
+    folder: Path, key: str, num_frames: int, num_keypoints: int = 18
+) -> dict[str, bytes | Path]:
     frames = [np.full((HEIGHT, WIDTH, 3), level(frame), np.uint8) for frame in range(num_frames)]
     video = folder / f"{key}.mp4"
     encode(video, frames, fps=FPS)
     pose = {
-        "keypoints": np.full((num_frames, 2, 18, 2), 0.5, np.float32),
-        "score": np.ones((num_frames, 2, 18), np.float32),
+        "keypoints": np.full((num_frames, 2, num_keypoints, 2), 0.5, np.float32),
+        "score": np.ones((num_frames, 2, num_keypoints), np.float32),
         "boxes": np.zeros((num_frames, 2, 4), np.float32),
     }
     face = {
@@ -42,11 +44,13 @@ def clip_members(folder: Path, key: str, num_frames: int) -> dict[str, bytes | P
     }
 
 
-def write_shard(folder: Path, work: Path, index: int, clips: dict[str, int]) -> None:
+def write_shard(
+    folder: Path, work: Path, index: int, clips: dict[str, int], num_keypoints: int = 18
+) -> None:
     members: dict[str, bytes | Path] = {}
     records = []
     for key, num_frames in clips.items():
-        members |= clip_members(work, key, num_frames)
+        members |= clip_members(work, key, num_frames, num_keypoints)
         records.append(
             ClipRecord(
                 key=key,
@@ -121,6 +125,13 @@ def test_pose_and_faces_have_the_clips_length(folder):
     assert store.pose(1).keypoints.shape == (60, 2, 18, 2)
     assert store.faces(1).landmarks.shape == (60, 1, 5, 2)
     assert store.faces(1).model == "test"
+
+
+def test_bodies_and_whole_bodies_may_lie_in_one_folder(folder, tmp_path):
+    write_shard(folder, tmp_path, 2, {"dd_000": 4}, num_keypoints=128)
+    store = ClipStore(folder)
+    assert [store.pose(i).keypoints.shape[2] for i in range(4)] == [18, 18, 18, 128]
+    assert shards.verify(folder).problems == ()
 
 
 @pytest.mark.parametrize("indices", [[60], [-1], []])

@@ -38,6 +38,9 @@ def test_boxes_follow_visible_joints_and_stay_inside():
     np.testing.assert_allclose(box, [0.38, 0.14, 0.62, 0.86], atol=1e-6)
     nobody = person_boxes(keypoints, np.zeros((1, 3)), 0.3)[0]
     np.testing.assert_allclose(nobody, [0, 0, 1, 1])
+    face_too = np.concatenate([np.tile(keypoints[:, :1], (1, 18, 1)), np.ones((1, 110, 2))], 1)
+    body = person_boxes(face_too, np.ones((1, 128)), 0.3)[0]
+    np.testing.assert_allclose(body, [0.4, 0.2, 0.4, 0.2], atol=1e-6)
     x0, y0, x1, y1 = pixel_box(np.array([0.99, 0.99, 1.0, 1.0]), (20, 30))
     assert (x1 - x0, y1 - y0) == (8, 8)
     assert cut(np.zeros((20, 30, 3), np.uint8), np.array([0, 0, 0.5, 1.0])).shape == (20, 15, 3)

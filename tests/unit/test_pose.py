@@ -1,6 +1,7 @@
 """Keypoints: decoding of both kinds of heads, linking, files, and the real small networks."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -8,7 +9,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from skimage.data import astronaut
 
-from animator.keypoints import NUM_KEYPOINTS, VISIBLE
+from animator.keypoints import (
+    BODY,
+    FACE,
+    LEFT_HAND,
+    NUM_KEYPOINTS,
+    RIGHT_HAND,
+    VISIBLE,
+    WHOLE_BODY,
+)
 from pipelines.pose import (
     Person,
     PoseError,
@@ -41,7 +50,15 @@ def _person(x: float, y: float, size: float = 0.2, score: float = 0.9) -> Person
     return Person(keypoints=points, score=np.full(NUM_KEYPOINTS, score, np.float32), box=box)
 
 
-def _simcc_model(path: Path, batch: int | str = "N") -> Path:
+def _whole_person(x: float, y: float, size: float = 0.2) -> Person:
+    """A person whose hands and face nobody sees."""
+    body = _person(x, y, size)
+    unseen = WHOLE_BODY - NUM_KEYPOINTS
+    points = np.pad(body.keypoints, [(0, unseen), (0, 0)])
+    return Person(keypoints=points, score=np.pad(body.score, (0, unseen)), box=body.box)
+
+
+def _simcc_model(path: Path, batch: int | str = "N", joints: int = 133) -> Path:
     """DWPose's inputs and outputs: each joint's vector is the brightness of the crop's columns and
     rows, so its peak is where a bright dot lies."""
     nodes = [
@@ -53,11 +70,13 @@ def _simcc_model(path: Path, batch: int | str = "N") -> Path:
         numpy_helper.from_array(np.array([1, 3], np.int64), "xes"),
     ]
     for name, side, output in (("columns", WIDTH, "simcc_x"), ("rows", HEIGHT, "simcc_y")):
-        # One pixel to its first of two bins, for each of 133 points, scaled below one.
+        # One pixel to its first of two bins, for each of the points, scaled below one.
         spread = np.zeros((side, 2 * side), np.float32)
         spread[np.arange(side), 2 * np.arange(side)] = 0.3
         constants.append(numpy_helper.from_array(spread, f"{name}_bins"))
-        constants.append(numpy_helper.from_array(np.ones((133, 1), np.float32), f"{name}_joints"))
+        constants.append(
+            numpy_helper.from_array(np.ones((joints, 1), np.float32), f"{name}_joints")
+        )
         constants.append(numpy_helper.from_array(np.array([1], np.int64), f"{name}_axis"))
         nodes += [
             helper.make_node("MatMul", [name, f"{name}_bins"], [f"{name}_all"]),
@@ -69,8 +88,10 @@ def _simcc_model(path: Path, batch: int | str = "N") -> Path:
         "simcc",
         [helper.make_tensor_value_info("input", TensorProto.FLOAT, [batch, 3, HEIGHT, WIDTH])],
         [
-            helper.make_tensor_value_info("simcc_x", TensorProto.FLOAT, [batch, 133, 2 * WIDTH]),
-            helper.make_tensor_value_info("simcc_y", TensorProto.FLOAT, [batch, 133, 2 * HEIGHT]),
+            helper.make_tensor_value_info("simcc_x", TensorProto.FLOAT, [batch, joints, 2 * WIDTH]),
+            helper.make_tensor_value_info(
+                "simcc_y", TensorProto.FLOAT, [batch, joints, 2 * HEIGHT]
+            ),
         ],
         constants,
     )
@@ -86,16 +107,72 @@ def _dot(x: int, y: int) -> np.ndarray:
     return frame
 
 
-@pytest.mark.parametrize("batch", ["N", 1])
-def test_simcc_network_finds_a_dot_in_every_crop_of_a_large_batch(tmp_path: Path, batch):
-    network = PoseNetwork(_simcc_model(tmp_path / "dwpose.onnx", batch), threads=1)
+@pytest.mark.parametrize(("batch", "joints", "kept"), [("N", 133, 133), (1, 17, 17), ("N", 26, 17)])
+def test_simcc_network_finds_a_dot_in_every_crop_of_a_large_batch(tmp_path, batch, joints, kept):
+    network = PoseNetwork(_simcc_model(tmp_path / "dwpose.onnx", batch, joints), threads=1)
     assert network.head == "simcc"
     dots = [(60 + 5 * index, 40 + 3 * index) for index in range(BATCH + 5)]
     crops = [(_dot(x, y), np.array([x - 40, y - 30, x + 50, y + 60], np.float32)) for x, y in dots]
     points, score = network.estimate(crops)
-    assert points.shape == (BATCH + 5, 17, 2)
+    assert points.shape == (BATCH + 5, kept, 2)
     assert np.abs(points - np.array(dots)[:, None]).max() < 3.5
     assert ((score > VISIBLE) & (score <= 1)).all()
+
+
+def _answering_model(path: Path, size: tuple[int, int], outputs: dict[str, np.ndarray]) -> Path:
+    """A network that answers every picture with the same outputs."""
+    source = helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, *size])
+    constants = [numpy_helper.from_array(np.zeros(1, np.float32), "zero")]
+    nodes = [
+        helper.make_node("ReduceMax", ["input"], ["peak"], keepdims=0),
+        helper.make_node("Mul", ["peak", "zero"], ["nothing"]),
+    ]
+    for name, value in outputs.items():
+        constants.append(numpy_helper.from_array(value.astype(np.float32), f"{name}_value"))
+        nodes.append(helper.make_node("Add", [f"{name}_value", "nothing"], [name]))
+    targets = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, value.shape)
+        for name, value in outputs.items()
+    ]
+    graph = helper.make_graph(nodes, "answer", [source], targets, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+    return path
+
+
+def _detector_model(path: Path) -> Path:
+    """YOLOX's inputs and outputs; one person over the middle half of a square picture."""
+    answer = np.zeros((1, 84, 85))  # 64 cells of 8 pixels, 16 of 16, 4 of 32
+    # The corner of the last cell of 32 pixels is the middle; e^0 is its size.
+    answer[0, -1, [4, 5]] = 0.95
+    return _answering_model(path, (64, 64), {"output": answer})
+
+
+def test_whole_body_head_gives_body_hands_and_face_in_our_order(tmp_path: Path):
+    # Every point of the network lies on a line of its own, so that its place tells its number.
+    along_x, along_y = np.zeros((1, 133, 2 * WIDTH)), np.zeros((1, 133, 2 * HEIGHT))
+    numbers = np.arange(133)
+    along_x[0, numbers, 20 + 4 * numbers] = 0.9
+    along_y[0, numbers, HEIGHT] = 0.9
+    along_x[0, 60] *= 0.1  # one point of the face that the network does not see
+    vectors = {"simcc_x": along_x, "simcc_y": along_y}
+    backend = OnnxPoseBackend(
+        _detector_model(tmp_path / "yolox.onnx"),
+        _answering_model(tmp_path / "dwpose.onnx", (HEIGHT, WIDTH), vectors),
+        threads=1,
+    )
+    frames = [np.zeros((640, 640, 3), np.uint8)] * 2
+    track = backend.track(frames)
+    assert track.keypoints.shape == (2, 1, 128, 2)
+    np.testing.assert_allclose(track.boxes[0, 0], [0.25, 0.25, 0.75, 0.75], atol=1e-6)
+    left, _, width, _ = crop_region(np.array([160.0, 160, 480, 480]), (HEIGHT, WIDTH)) / 640
+    found = ((track.keypoints[0, 0, :, 0] - left) / width * 2 * WIDTH - 20) / 4
+    seen = track.score[0, 0] > 0.8
+    expected = np.array([*COCO18_FROM_COCO17, *range(91, 112), *range(112, 133), *range(23, 91)])
+    expected = np.where(np.arange(128) == NECK, 5.5, expected)  # between the shoulders, 5 and 6
+    np.testing.assert_allclose(found[seen], expected[seen], atol=0.01)
+    assert np.flatnonzero(~seen).tolist() == [FACE.start + 60 - 23]
 
 
 def test_network_of_other_outputs_is_refused(tmp_path: Path):
@@ -175,6 +252,13 @@ def test_people_keep_their_track_through_a_gap_and_the_larger_comes_first():
     assert track.missing_share(person=2) == 1
 
 
+def test_hands_and_face_out_of_sight_do_not_count_as_missing_body():
+    track = link_people([[], [_whole_person(0.1, 0.1)], [_whole_person(0.1, 0.1)]])
+    assert track.keypoints.shape == (3, 1, 128, 2)
+    assert track.main(1)[1].shape == (3, 128)
+    assert track.missing_share() == pytest.approx(1 / 3)
+
+
 def test_clip_of_nobody_is_a_track_of_no_people():
     track = link_people([[], []])
     assert track.keypoints.shape == (2, 0, 18, 2)
@@ -190,13 +274,19 @@ def test_box_around_no_visible_joint_is_empty():
     np.testing.assert_allclose(boxes, [[0.19, 0.39, 0.41, 0.61], [0, 0, 0, 0]], atol=1e-6)
 
 
+def test_box_is_of_the_body_alone():
+    person = _whole_person(0.4, 0.4)
+    person.keypoints[FACE], person.score[FACE] = 0.1, 1
+    np.testing.assert_allclose(boxes_around(person.keypoints, person.score), 0.5, atol=1e-6)
+
+
 @pytest.fixture
 def clip(tmp_path: Path) -> Path:
     encode(tmp_path / "dance.mp4", [astronaut()[:64, :64]] * 20, fps=10)
     return tmp_path / "dance.mp4"
 
 
-def _track(frames: int) -> dict[str, np.ndarray]:
+def _track(frames: int) -> dict[str, Any]:
     people = [[_person(0.01 * index, 0.1, 0.5)] for index in range(frames)]
     track = link_people(people)
     return {"keypoints": track.keypoints, "score": track.score, "boxes": track.boxes}
@@ -225,6 +315,47 @@ def test_dwpose_arrays_of_indices_are_read(clip, no_models):
     assert (track.score[:, 0, 0] >= VISIBLE).all()  # index 0 is the nose, not a missing joint
     assert not track.score[:, 0, 4].any()
     np.testing.assert_allclose(track.keypoints[:, 0, 5], candidate[:, 5])
+
+
+def test_dwpose_hands_and_faces_of_every_person_are_read(clip, no_models):
+    rng = np.random.default_rng(0)
+    candidate = rng.uniform(0.1, 0.9, (20, 2 * 18, 2))
+    subset = np.tile(np.arange(36.0).reshape(2, 18), (20, 1, 1))
+    hands, faces = rng.uniform(0.1, 0.9, (20, 4, 21, 2)), rng.uniform(0.1, 0.9, (20, 2, 68, 2))
+    candidate[:, 18:] = 0.5 + (candidate[:, 18:] - 0.5) / 2  # the second person is smaller
+    hands[:, 1, 4] = -1
+    arrays = {"candidate": candidate, "subset": subset}
+    frames = [np.zeros((8, 8, 3), np.uint8)] * 20
+    path = clip.with_name("dance.dwpose.npz")
+    np.savez(path, **arrays, hands=hands, faces=faces)
+    track = open_pose_backend("file").track(frames, source=clip)
+    assert track.keypoints.shape == (20, 2, 128, 2)
+    for person in range(2):
+        points = track.keypoints[:, person]
+        np.testing.assert_allclose(points[:, BODY], candidate.reshape(20, 2, 18, 2)[:, person])
+        np.testing.assert_allclose(points[:, RIGHT_HAND], hands[:, 2 + person])
+        np.testing.assert_allclose(points[:, FACE], faces[:, person])
+    np.testing.assert_allclose(track.keypoints[:, 0, LEFT_HAND], hands[:, 0])
+    thumb = LEFT_HAND.start + 4
+    assert not track.score[:, 1, thumb].any()
+    assert (np.delete(track.score[:, 1], thumb, 1) == 1).all()
+    np.savez(path, **arrays, faces=faces)
+    handless = open_pose_backend("file").track(frames, source=clip)
+    assert not handless.score[:, :, LEFT_HAND].any()
+    assert handless.score[:, :, FACE].all()
+    np.savez(path, **arrays, hands=hands[:, :2])
+    with pytest.raises(PoseError, match=r"hands is \(20, 2, 21, 2\), expected \(20, 4, 21, 2\)"):
+        open_pose_backend("file").track(frames, source=clip)
+
+
+@pytest.mark.parametrize(("given", "kept"), [(18, 18), (128, 128), (133, 18), (25, 18)])
+def test_keypoints_of_a_file_are_a_body_or_a_whole_body(clip, no_models, given: int, kept: int):
+    points = np.random.default_rng(0).uniform(0.1, 0.9, (20, 1, given, 2)).astype(np.float32)
+    score = np.full((20, 1, given), 0.7, np.float32)
+    np.savez(clip.with_name("dance.pose.npz"), keypoints=points, score=score)
+    track = open_pose_backend("file").track([np.zeros((8, 8, 3), np.uint8)] * 20, source=clip)
+    np.testing.assert_array_equal(track.keypoints, points[:, :, :kept])
+    np.testing.assert_array_equal(track.score, score[:, :, :kept])
 
 
 def test_without_models_or_file_there_are_no_people_and_it_says_so(clip, no_models):
@@ -276,10 +407,26 @@ def test_small_networks_agree_with_dwpose_on_a_fashion_clip(data_root: Path, mod
     assert found.num_people == 1
     size = np.array([info.width, info.height])
     height = (expected.boxes[:, 0, 3] - expected.boxes[:, 0, 1]) * info.height
-    error = np.linalg.norm((found.keypoints - expected.keypoints)[:, 0] * size, axis=-1)
-    both = (found.score[:, 0] >= VISIBLE) & (expected.score[:, 0] >= VISIBLE)
+    places, score = expected.keypoints[:, 0, BODY], expected.score[:, 0, BODY]
+    error = np.linalg.norm((found.keypoints[:, 0] - places) * size, axis=-1)
+    both = (found.score[:, 0] >= VISIBLE) & (score >= VISIBLE)
     assert both.mean() > 0.95
     assert np.median((error / height[:, None])[both]) < 0.011
+
+
+@pytest.mark.real_data
+def test_hands_and_face_of_real_keypoints_hang_on_the_body(data_root: Path, no_models):
+    source = data_root / "pose2d" / "ubc_91-3003CN5S.mp4"
+    times = np.arange(0, 11, 0.5)
+    frames = [np.zeros((8, 8, 3), np.uint8)] * len(times)
+    points, score = open_pose_backend("auto").track(frames, source=source, times=times).main()
+    assert points.shape[1] == WHOLE_BODY
+    assert (score[:, NUM_KEYPOINTS:] > 0).mean() > 0.98
+    nose, right_wrist, left_wrist = points[:, 0], points[:, 4], points[:, 7]
+    # A hand begins at its own wrist, the face's tip of the nose is the body's.
+    for part, joint in ((LEFT_HAND, left_wrist), (RIGHT_HAND, right_wrist)):
+        assert np.median(np.linalg.norm(points[:, part.start] - joint, axis=-1)) < 0.03
+    assert np.median(np.linalg.norm(points[:, FACE.start + 30] - nose, axis=-1)) < 0.02
 
 
 @pytest.mark.real_data

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from animator.keypoints import from_isotropic, to_isotropic
+from animator.keypoints import NUM_KEYPOINTS, WHOLE_BODY, from_isotropic, to_isotropic
 from animator.similarity import Similarity, apply
 from inference.retarget import retarget, unaligned
 
@@ -50,6 +50,23 @@ def test_a_constant_misalignment_is_taken_out_and_the_motion_kept():
     moved = result.keypoints[:, 0, 4] - result.keypoints[0, 0, 4]
     truth = clip[:, 0, 4] - clip[0, 0, 4]
     np.testing.assert_allclose(moved, truth, atol=0.01)
+
+
+def test_the_body_alone_decides_and_hands_and_face_go_along():
+    clip = walker()
+    driving = misalign(clip, 0.6, 20, (0.1, -0.05))
+    alone = run(driving)
+    # Hands and face are the body's own joints again, so that they must land where those do.
+    again = np.arange(NUM_KEYPOINTS, WHOLE_BODY) % NUM_KEYPOINTS
+    whole = np.concatenate([driving, driving[:, :, again]], 2)
+    result = run(whole)
+    assert result.record() == alone.record()
+    np.testing.assert_allclose(result.keypoints[:, :, :NUM_KEYPOINTS], alone.keypoints, atol=1e-6)
+    np.testing.assert_allclose(
+        result.keypoints[:, :, NUM_KEYPOINTS:], alone.keypoints[:, :, again], atol=1e-6
+    )
+    whole[:, :, NUM_KEYPOINTS:] = 0.9
+    assert run(whole).record() == alone.record()
 
 
 def test_frames_with_a_wrong_pose_have_no_say():

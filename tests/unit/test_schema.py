@@ -100,12 +100,26 @@ def test_array_bomb_is_refused_before_it_is_unpacked(monkeypatch):
         schema.unpack_arrays(buffer.getvalue(), "x")
 
 
-def test_pose_of_another_length_is_refused():
-    arrays = {
-        "keypoints": np.zeros((4, 1, 18, 2), np.float32),
-        "score": np.zeros((4, 1, 18), np.float32),
-        "boxes": np.zeros((4, 1, 4), np.float32),
+def pose_arrays(num_frames: int, num_keypoints: int) -> dict[str, np.ndarray]:
+    return {
+        "keypoints": np.zeros((num_frames, 1, num_keypoints, 2), np.float32),
+        "score": np.zeros((num_frames, 1, num_keypoints), np.float32),
+        "boxes": np.zeros((num_frames, 1, 4), np.float32),
     }
-    schema.check_pose(arrays, 4, "x")
+
+
+def test_pose_is_a_body_or_a_whole_body_and_nothing_else():
+    schema.check_pose(pose_arrays(4, 18), 4, "x")
+    schema.check_pose(pose_arrays(4, 128), 4, "x")
+    with pytest.raises(ShardError, match="x: 60 keypoints a person, expected 18 or 128"):
+        schema.check_pose(pose_arrays(4, 60), 4, "x")
+    with pytest.raises(ShardError, match=r"score is .* expected floats of shape \(4, 1, 128\)"):
+        schema.check_pose(pose_arrays(4, 18) | {"keypoints": np.zeros((4, 1, 128, 2))}, 4, "x")
+    with pytest.raises(ShardError, match="expected floats of shape"):
+        schema.check_pose(pose_arrays(4, 18) | {"keypoints": np.zeros((4, 1))}, 4, "x")
+
+
+def test_pose_of_another_length_is_refused():
+    arrays = pose_arrays(4, 18)
     with pytest.raises(ShardError, match="expected floats of shape"):
         schema.check_pose(arrays, 5, "x")
