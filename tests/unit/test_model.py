@@ -111,3 +111,78 @@ def test_wrong_sizes_are_refused_with_both_numbers():
         model(given[0][..., :3], *given[1:])
     with pytest.raises(ValueError, match="multiples of 32"):
         dataclasses.replace(tiny(), height=100)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("frames", [1, 14, 16, 25])
+def test_any_number_of_frames(frames):
+    out = small_animator()(*inputs(SMALL, batch=1, frames=frames))
+    assert out.shape == (1, frames, SMALL.latent_channels, 4, 4)
+    assert torch.isfinite(out).all()
+
+
+@torch.no_grad()
+def test_clips_of_a_batch_do_not_see_each_other():
+    model, given = small_animator(), inputs(SMALL, batch=2, frames=3)
+    together = model(*given)
+    for clip in range(2):
+        alone = [x[clip : clip + 1] for x in given]
+        alone[4] = given[4][3 * clip : 3 * clip + 3]
+        torch.testing.assert_close(model(*alone)[0], together[clip], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.15), (torch.float16, 0.02)])
+def test_half_precision_stays_close_and_finite(dtype, tolerance):
+    model, given = small_animator(), inputs(SMALL)
+    exact = model(*given)
+    half = model.to(dtype)(*given)
+    assert half.dtype == dtype
+    # Random weights let the rounding of some forty layers through undamped.
+    error = (half.float() - exact).std() / exact.std()
+    assert error < tolerance
+    given[2] = torch.zeros_like(given[2])  # a dropped image token has no spread to divide by
+    assert torch.isfinite(model(*given)).all()
+
+
+@torch.no_grad()
+def test_half_precision_survives_large_features():
+    # Sums over positions and channels leave fp16's range long before the features do.
+    model = small_animator().half()
+    given = inputs(SMALL)
+    given[2] = given[2] * 300
+    given[3] = given[3] * 300
+    assert torch.isfinite(model(*given)).all()
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    given = inputs(SMALL, batch=1)
+    gradients = []
+    for checkpointing in (False, True):
+        model = small_animator().train()
+        model.enable_gradient_checkpointing(checkpointing)
+        model(*given).square().mean().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    plain, recomputed = gradients
+    without = {name for name, grad in plain.items() if grad is None}
+    # Queries and keys of attention over one token decide nothing.
+    assert all("attn2.to_q" in name or "attn2.to_k" in name for name in without)
+    for name in plain.keys() - without:
+        torch.testing.assert_close(recomputed[name], plain[name], atol=1e-6, rtol=1e-4)
+
+
+def test_gradient_checkpointing_recomputes():
+    kept = []
+    for checkpointing in (False, True):
+        model = small_animator().train()
+        model.enable_gradient_checkpointing(checkpointing)
+        saved = [0]
+
+        def pack(x, saved=saved):
+            saved[0] += x.numel()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            model(*inputs(SMALL, batch=1))
+        kept.append(saved[0])
+    assert kept[1] < 0.7 * kept[0]

@@ -1,10 +1,12 @@
 """Equations of the paper against plain NumPy, written from the text."""
 
 import numpy as np
+import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 
 from animator import edm
-from animator.id_adapter import align_distribution
+from animator.id_adapter import IDAdapter, ImageTokenAttention, align_distribution
 from animator.losses import alignment_loss, denoising_loss
 from inference.sampler import SamplerConfig, sample
 
@@ -19,20 +21,74 @@ def test_eq_12_mean_distance_over_visible_joints():
     assert abs(got.item() - expected) < 1e-9
 
 
-def test_eq_13_face_features_take_the_statistics_of_image_features():
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def attention(z, context, weights, heads):
+    """softmax(q k' / sqrt(d)) v, head by head."""
+    q, k, v = z @ weights["q"].T, context @ weights["k"].T, context @ weights["v"].T
+    width = q.shape[-1] // heads
+    parts = []
+    for h in range(heads):
+        of = slice(h * width, (h + 1) * width)
+        weight = softmax(q[..., of] @ k[..., of].swapaxes(-1, -2) / np.sqrt(width))
+        parts.append(weight @ v[..., of])
+    return np.concatenate(parts, -1)
+
+
+def test_eq_13_and_14_the_id_adapter():
+    rng = np.random.default_rng(1)
+    frames, positions, channels, width, heads = 2, 12, 8, 6, 2
+    z = rng.normal(size=(frames, positions, channels))
+    image_token = rng.normal(size=(frames, 1, width))
+    face_tokens = rng.normal(size=(frames, 4, width))
+    block = Attention(channels, cross_attention_dim=width, heads=heads, dim_head=channels // heads)
+    adapter = IDAdapter(width, channels)
+    block, adapter = block.double(), adapter.double()
+
+    def array(layer):
+        return layer.weight.detach().numpy()
+
+    own = {"q": array(block.to_q), "k": array(block.to_k), "v": array(block.to_v)}
+    new = {"q": own["q"], "k": array(adapter.id_to_k), "v": array(adapter.id_to_v)}
+    # Eq. 13: one query, two branches.
+    z_img = attention(z, image_token, own, heads)
+    z_face = attention(z, face_tokens, new, heads)
+    # Eq. 14: the face branch takes the image branch's statistics, one of each a frame.
+    expected = np.empty_like(z_img)
+    for n in range(frames):
+        mean_f, std_f = z_face[n].mean(), z_face[n].std(ddof=1)
+        mean_i, std_i = z_img[n].mean(), z_img[n].std(ddof=1)
+        expected[n] = (z_face[n] - mean_f) / (std_f + 1e-5) * std_i + mean_i + z_img[n]
+    expected = expected @ array(block.to_out[0]).T + block.to_out[0].bias.detach().numpy()
+    context = torch.from_numpy(np.concatenate([image_token, face_tokens], 1))
+    got = adapter(block, torch.from_numpy(z), context)
+    np.testing.assert_allclose(got.detach().numpy(), expected, atol=1e-5)
+
+
+def test_eq_13_one_image_token_is_a_broadcast_of_its_value():
+    rng = np.random.default_rng(2)
+    block = Attention(8, cross_attention_dim=6, heads=2, dim_head=4).double()
+    z = torch.from_numpy(rng.normal(size=(3, 5, 8)))
+    context = torch.from_numpy(rng.normal(size=(3, 5, 6)))
+    got = ImageTokenAttention()(block, z, context)
+    torch.testing.assert_close(got, block(z, context[:, :1]))
+
+
+def test_eq_14_face_features_take_the_statistics_of_image_features():
     rng = np.random.default_rng(1)
     face = rng.normal(3, 5, size=(2, 12, 8)).astype(np.float32)
     image = rng.normal(-1, 0.5, size=(2, 12, 8)).astype(np.float32)
-    expected = np.empty_like(face)
+    got = align_distribution(torch.from_numpy(face), torch.from_numpy(image)).numpy()
     for n in range(2):
-        mean_f, std_f = face[n].mean(), face[n].std(ddof=1)
-        mean_i, std_i = image[n].mean(), image[n].std(ddof=1)
-        expected[n] = (face[n] - mean_f) / (std_f + 1e-5) * std_i + mean_i
-    got = align_distribution(torch.from_numpy(face), torch.from_numpy(image))
-    np.testing.assert_allclose(got.numpy(), expected, atol=1e-5)
+        np.testing.assert_allclose(got[n].mean(), image[n].mean(), atol=1e-5)
+        np.testing.assert_allclose(got[n].std(), image[n].std(), rtol=1e-4)
+        np.testing.assert_allclose(np.corrcoef(got[n].ravel(), face[n].ravel())[0, 1], 1, atol=1e-5)
 
 
-def test_eq_13_a_dropped_image_token_silences_the_face_without_nan():
+def test_eq_14_a_dropped_image_token_silences_the_face_without_nan():
     face = torch.randn(1, 4, 8, requires_grad=True)
     image = torch.zeros(1, 4, 8, requires_grad=True)
     out = align_distribution(face, image)
@@ -53,38 +109,168 @@ def test_eq_25_the_mask_weighs_the_residual_inside_the_norm():
     assert abs(got.item() - expected) < 1e-6
 
 
-def heun(denoise, x, sigmas, churn, noise):
-    """Algorithm 1 without its inner optimisation, for S_min = 0, S_max = inf, S_noise = 1."""
-    steps = len(sigmas) - 1
+# Algorithm 1: a linear "decoder" and "face embedding", so that the gradient is a formula.
+ALGORITHM_SHAPE = (1, 2, 3, 4, 4)
+PIXELS, FACE = 30, 6
+
+
+def linear_face_model():
+    rng = np.random.default_rng(7)
+    size = int(np.prod(ALGORITHM_SHAPE[2:]))
+    decoder = rng.normal(size=(PIXELS, size)) / np.sqrt(size)
+    arcface = rng.normal(size=(FACE, PIXELS)) / np.sqrt(PIXELS)
+    return arcface @ decoder, rng.normal(size=FACE)
+
+
+def adam_on_the_face_loss(x_pred, rate, iterations=10):
+    """The inner loop of Algorithm 1: mean |1 - cos(Arc(Decoder(x)), Arc(y))| over frames."""
+    to_face, y = linear_face_model()
+    x = x_pred.reshape(-1, to_face.shape[1]).copy()
+    first, second = np.zeros_like(x), np.zeros_like(x)
+    for k in range(1, iterations + 1):
+        gradient = np.empty_like(x)
+        for frame, latent in enumerate(x):
+            f = to_face @ latent
+            length = np.linalg.norm(f) * np.linalg.norm(y)
+            cosine = f @ y / length
+            d_cosine = y / length - cosine * f / (f @ f)
+            gradient[frame] = -np.sign(1 - cosine) * (to_face.T @ d_cosine) / len(x)
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        step = first / (1 - 0.9**k) / (np.sqrt(second / (1 - 0.999**k)) + 1e-8)
+        x -= rate * step
+    return x.reshape(x_pred.shape)
+
+
+def torch_face_optimisation(predicted, rate, iterations=10):
+    to_face, y = (torch.from_numpy(a) for a in linear_face_model())
+    x = predicted.clone().detach().requires_grad_(True)
+    optimiser = torch.optim.Adam([x], lr=rate)
+    for _ in range(iterations):
+        faces = x.flatten(2)[0] @ to_face.T
+        loss = (1 - torch.cosine_similarity(faces, y[None], dim=-1)).abs().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return x.detach()
+
+
+def algorithm_1(denoise, x, t, churn, t_min, t_max, noise, optimised_steps, rate):
+    """Written from the text; `noise` is the epsilon of each step, of deviation S_noise."""
+    steps = len(t) - 1
     for i in range(steps):
-        t = sigmas[i]
-        gamma = min(churn / steps, np.sqrt(2) - 1)
-        t_hat = t * (1 + gamma)
-        x_hat = x + np.sqrt(t_hat**2 - t**2) * noise[i]
-        d = (x_hat - denoise(x_hat, t_hat)) / t_hat
-        x = x_hat + (sigmas[i + 1] - t_hat) * d
-        if sigmas[i + 1] > 0:
-            d_next = (x - denoise(x, sigmas[i + 1])) / sigmas[i + 1]
-            x = x_hat + (sigmas[i + 1] - t_hat) * (d + d_next) / 2
+        gamma = 0.0
+        if t_min <= t[i] <= t_max:
+            gamma = min(churn / steps, np.sqrt(2) - 1)
+        t_hat = t[i] + gamma * t[i]
+        x_hat = x + np.sqrt(t_hat**2 - t[i] ** 2) * noise[i]
+        x_pred = denoise(x_hat, t_hat)
+        if i < optimised_steps:
+            x_pred = adam_on_the_face_loss(x_pred, rate)
+        d = (x_hat - x_pred) / t_hat
+        x = x_hat + (t[i + 1] - t_hat) * d
+        if t[i + 1] != 0:
+            d_next = (x - denoise(x, t[i + 1])) / t[i + 1]
+            x = x_hat + (t[i + 1] - t_hat) * (d + d_next) / 2
     return x
 
 
-def test_algorithm_1_equals_plain_numpy():
-    steps, churn, shape = 6, 1.2, (1, 2, 3, 4, 4)
-    sigmas = edm.karras_sigmas(steps, 0.01, 20.0)
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"churn": 0.0},
+        {"churn": 1.2},
+        {"churn": 40.0},  # capped at sqrt(2) - 1
+        {"churn": 1.2, "churn_min": 0.05, "churn_max": 5.0, "churn_noise": 1.003},
+    ],
+)
+def test_algorithm_1_equals_plain_numpy(chosen):
+    steps, rate, optimised_steps = 6, 0.05, 3
+    config = SamplerConfig(solver="heun", steps=steps, sigma_min=0.01, sigma_max=20.0, **chosen)
+    sigmas = edm.karras_sigmas(steps, 0.01, 20.0).double()
     drawn = torch.Generator().manual_seed(5)
-    noise = [torch.randn(shape, generator=drawn).double().numpy() for _ in range(steps)]
+    churned = [config.churn > 0 and config.churn_min <= t <= config.churn_max for t in sigmas[:-1]]
+    noise = [
+        torch.randn(ALGORITHM_SHAPE, generator=drawn).double().numpy() * config.churn_noise
+        if now
+        else np.zeros(ALGORITHM_SHAPE)
+        for now in churned
+    ]
 
     def denoise(x, sigma):
         return x / (1 + sigma**2) + 0.1 * sigma
 
-    start = torch.randn(shape, generator=torch.Generator().manual_seed(1)).double() * sigmas[0]
-    config = SamplerConfig(solver="heun", steps=steps, sigma_min=0.01, sigma_max=20.0, churn=churn)
+    begin = torch.Generator().manual_seed(1)
+    start = torch.randn(ALGORITHM_SHAPE, generator=begin).double() * sigmas[0]
     got = sample(
-        denoise, start, sigmas.double(), config, generator=torch.Generator().manual_seed(5)
+        denoise,
+        start,
+        sigmas,
+        config,
+        generator=torch.Generator().manual_seed(5),
+        refine=lambda x, i: torch_face_optimisation(x, rate) if i < optimised_steps else x,
     )
-    expected = heun(denoise, start.numpy(), sigmas.double().numpy(), churn, noise)
+    expected = algorithm_1(
+        denoise,
+        start.numpy(),
+        sigmas.numpy(),
+        config.churn,
+        config.churn_min,
+        config.churn_max,
+        noise,
+        optimised_steps,
+        rate,
+    )
     np.testing.assert_allclose(got.numpy(), expected, atol=1e-6)
+
+
+def euler_step(x, predicted, t, t_next):
+    """One step of our sampler in the paper's time, in which sigma = 1 - t."""
+    sigmas = torch.tensor([1 - t, 1 - t_next], dtype=torch.float64)
+    config = SamplerConfig(solver="euler", steps=1)
+    start, target = (torch.from_numpy(np.asarray(v, np.float64)) for v in (x, predicted))
+    return sample(lambda _x, _sigma: target, start, sigmas, config).numpy()
+
+
+def test_eq_15_to_21_a_sampling_step_is_the_optimal_control():
+    # Eq. 16 on a grid is a least-squares problem in the controls c: minimise the sum of c² dt / 2
+    # and r |X_1 - x_1|² / 2 over X_1 = X_t + sum of c dt. Its first control is eq. 20's c*, and
+    # for r to infinity one step of it is the sampler's step (eq. 21 without its noise).
+    x_t, x_1, t, grid = 0.7, -1.3, 0.35, 500
+    dt = (1 - t) / grid
+    for r in (0.5, 10.0, 1e7):
+        rows = np.vstack([np.eye(grid) * np.sqrt(dt), np.full(grid, dt * np.sqrt(r))])
+        right = np.append(np.zeros(grid), (x_1 - x_t) * np.sqrt(r))
+        control = np.linalg.lstsq(rows, right, rcond=None)[0]
+        closed = r * (x_1 - x_t) / (1 + r * (1 - t))
+        np.testing.assert_allclose(control, closed, rtol=1e-6)
+        # Eq. 17-18: the Hamiltonian -c²/2 + gamma c is greatest at c = gamma.
+        around = closed + np.linspace(-1, 1, 201)
+        assert np.argmax(-(around**2) / 2 + closed * around) == 100
+    t_next = t + 0.1
+    expected = x_t + (x_1 - x_t) / (1 - t) * (t_next - t)
+    np.testing.assert_allclose(euler_step([x_t], [x_1], t, t_next), [expected])
+    np.testing.assert_allclose(expected, x_t + control[0] * (t_next - t), rtol=1e-5)
+
+
+def test_eq_22_to_24_a_sampling_step_follows_the_score():
+    # Data at two points: the posterior mean and the density of x = theta + sigma noise are
+    # formulas, and the score is a difference quotient of the log density.
+    points, weights = np.array([-1.0, 2.0]), np.array([0.3, 0.7])
+    t = 0.4
+    sigma = 1 - t
+
+    def density(x):
+        return (weights * np.exp(-((x - points) ** 2) / (2 * sigma**2))).sum()
+
+    x, step = 0.45, 1e-4
+    score = (np.log(density(x + step)) - np.log(density(x - step))) / (2 * step)
+    likelihood = weights * np.exp(-((x - points) ** 2) / (2 * sigma**2))
+    mean = (likelihood * points).sum() / likelihood.sum()
+    np.testing.assert_allclose(mean, x + sigma**2 * score, atol=1e-6)  # eq. 22, 23
+    t_next = t + 0.01
+    got = euler_step([x], [mean], t, t_next)
+    np.testing.assert_allclose(got, [x + (1 - t) * score * (t_next - t)], atol=1e-8)  # eq. 24
 
 
 def test_preconditioning_recovers_a_clean_sample_from_its_v():
