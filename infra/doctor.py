@@ -80,18 +80,40 @@ def lines(report: dict[str, Any]) -> Iterable[str]:
 
 
 def known_models() -> list[dict[str, Any]]:
-    """Every model file of the catalogue: name, path or None, licence, source, non_commercial."""
+    """Every model of the catalogue, and face packs beside it: name, kind, path or None, licence.
+
+    `size` is in bytes: of what is here, else of what would be fetched (None where only the source
+    knows); `non_commercial` says whether a licence forbids commercial use (None: not known).
+    """
     from pipelines import models
 
-    return [
+    listed: list[dict[str, Any]] = [
         {
             "name": entry.name,
+            "kind": entry.kind,
+            "purpose": entry.purpose,
             "path": str(found) if (found := models.find(entry.name)) else None,
+            "size": models.size_of(found) if found else entry.size,
             "licence": entry.licence,
             "non_commercial": entry.non_commercial,
             "source": entry.source,
         }
         for entry in models.CATALOGUE
+    ]
+    names = {entry["name"] for entry in listed}
+    return listed + [
+        {
+            "name": pack.name,
+            "kind": "face",
+            "purpose": "a face pack of your own",
+            "path": str(pack),
+            "size": models.size_of(pack),
+            "licence": models.UNKNOWN_LICENCE,
+            "non_commercial": None,
+            "source": str(pack),
+        }
+        for pack in models.face_packs()
+        if pack.name not in names
     ]
 
 

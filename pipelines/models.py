@@ -1,7 +1,8 @@
-"""Catalogue of perception models: what they are called, where they come from, where they lie.
+"""Where models lie, and which is taken where several do.
 
 Nothing is downloaded here. Files are looked for in the folders of ANIMATOR_MODELS, then in the
-cache, under `face/PACK/*.onnx` and `pose/*.onnx` or in the folder itself.
+cache, under `face/PACK/*.onnx` and `pose/*.onnx` or in the folder itself; models of many files in
+a folder of their name.
 """
 
 import hashlib
@@ -9,74 +10,25 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-ENVIRONMENT = "ANIMATOR_MODELS"
-INSIGHTFACE_RELEASES = "https://github.com/deepinsight/insightface/releases/download/v0.7"
-INSIGHTFACE_LICENCE = "InsightFace model licence: non-commercial research only"
-DWPOSE = "https://huggingface.co/yzd-v/DWPose/resolve/main"
-
-
-class ModelError(ValueError):
-    """A model that is missing or damaged; the message says which, and how to mend it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class KnownModel:
-    """One entry of the catalogue; `files` are the places below a models folder that it may have."""
-
-    name: str
-    kind: str  # face, detector, pose
-    files: tuple[str, ...]
-    source: str
-    licence: str
-    non_commercial: bool
-    sha256: str | None = None
-
-
-CATALOGUE: tuple[KnownModel, ...] = (
-    *(
-        KnownModel(
-            name=pack,
-            kind="face",
-            files=(f"face/{pack}", f"models/{pack}", pack),
-            source=f"{INSIGHTFACE_RELEASES}/{pack}.zip",
-            licence=INSIGHTFACE_LICENCE,
-            non_commercial=True,
-        )
-        for pack in ("antelopev2", "buffalo_l", "buffalo_m", "buffalo_s", "buffalo_sc")
-    ),
-    KnownModel(
-        name="yolox_l",
-        kind="detector",
-        files=("pose/yolox_l.onnx", "yolox_l.onnx"),
-        source=f"{DWPOSE}/yolox_l.onnx",
-        licence="Apache-2.0",
-        non_commercial=False,
-    ),
-    KnownModel(
-        name="yolox_nano",
-        kind="detector",
-        files=("pose/yolox_nano.onnx", "yolox_nano.onnx"),
-        source="https://github.com/Megvii-BaseDetection/YOLOX/releases/download/0.1.1rc0/yolox_nano.onnx",
-        licence="Apache-2.0",
-        non_commercial=False,
-    ),
-    KnownModel(
-        name="dwpose",
-        kind="pose",
-        files=("pose/dw-ll_ucoco_384.onnx", "dw-ll_ucoco_384.onnx"),
-        source=f"{DWPOSE}/dw-ll_ucoco_384.onnx",
-        licence="Apache-2.0",
-        non_commercial=False,
-    ),
-    KnownModel(
-        name="tinypose",
-        kind="pose",
-        files=("pose/tinypose_256x192.onnx", "tinypose_256x192.onnx"),
-        source="https://github.com/PaddlePaddle/PaddleDetection (configs/keypoint/tiny_pose)",
-        licence="Apache-2.0",
-        non_commercial=False,
-    ),
+from pipelines.model_catalogue import (
+    CATALOGUE,
+    INSIGHTFACE_LICENCE,
+    UNKNOWN_LICENCE,
+    KnownModel,
+    ModelError,
+    known,
 )
+
+__all__ = [
+    "CATALOGUE",
+    "INSIGHTFACE_LICENCE",
+    "UNKNOWN_LICENCE",
+    "KnownModel",
+    "ModelError",
+    "known",
+]
+
+ENVIRONMENT = "ANIMATOR_MODELS"
 # Best first: a detector and a pose network that are used together where both lie there.
 FACE_PACKS = ("antelopev2", "buffalo_l", "buffalo_m", "buffalo_s", "buffalo_sc")
 DETECTORS = ("yolox_l", "yolox_nano")
@@ -106,25 +58,33 @@ def model_folders() -> list[Path]:
     return [folder for folder in folders if folder.is_dir()]
 
 
-def known(name: str) -> KnownModel:
-    """The catalogue entry called `name`; ModelError names the entries there are."""
-    for model in CATALOGUE:
-        if model.name == name:
-            return model
-    names = ", ".join(model.name for model in CATALOGUE)
-    raise ModelError(f"no model is called {name!r}; expected one of {names}")
-
-
 def find(name: str) -> Path | None:
-    """The file (or pack folder) of a known model, or of a face pack of any name; None if absent."""
+    """The file or folder of a known model, or of a face pack of any name; None if absent."""
     entries = [model for model in CATALOGUE if model.name == name]
-    places = entries[0].files if entries else (f"face/{name}", name)
+    places = entries[0].places if entries else (f"face/{name}", name)
     for folder in model_folders():
         for place in places:
-            path = folder / place
-            if path.is_file() or is_face_pack(path):
-                return path
+            if is_model(entries[0] if entries else None, folder / place):
+                return folder / place
     return None
+
+
+def locate_folder(name: str) -> Path | None:
+    """The folder of a known model of many files (`svd-xt`, `stableanimator-v1`); None if absent.
+
+    Raises:
+        ModelError: for a name that the catalogue does not know as such a model.
+    """
+    if not known(name).marks:
+        raise ModelError(f"{name} is no model of many files in a folder")
+    return find(name)
+
+
+def is_model(entry: KnownModel | None, path: Path) -> bool:
+    """Whether `path` holds the entry's model; of a face pack where the catalogue has no entry."""
+    if entry is not None and entry.marks:
+        return path.is_dir() and all(any(path.glob(mark)) for mark in entry.marks)
+    return path.is_file() or is_face_pack(path)
 
 
 def is_face_pack(folder: Path) -> bool:
@@ -166,6 +126,12 @@ def locate_pose_models(pose: str | None = None) -> PoseModels | None:
         licence=", ".join(sorted({entry.licence for entry in entries})),
         non_commercial=any(entry.non_commercial for entry in entries),
     )
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files of a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def sha256(path: Path) -> str:

@@ -1,11 +1,11 @@
-"""doctor, demo, models: what this machine has, and the whole chain on built-in material."""
+"""doctor, demo: what this machine has, and the whole chain on built-in material."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from infra.console import emit, note, table
+from infra.console import emit, note
 from infra.verbs.options import AsJson
 
 
@@ -13,9 +13,6 @@ def register(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
     app.command()(doctor)
     app.command()(demo)
-    models = typer.Typer(no_args_is_help=True, help="Perception models: what is known and present.")
-    models.command("list")(models_list)
-    app.add_typer(models, name="models")
 
 
 def doctor(as_json: AsJson = False) -> None:
@@ -47,21 +44,4 @@ def demo(
         result,
         as_json=as_json,
         show=lambda r: [f"{r['summary']}", f"Open {r['report']} in a browser."],
-    )
-
-
-def models_list(as_json: AsJson = False) -> None:
-    """List the known model files: present or not, where they come from, their licences.
-
-    Files are looked for in the folders of ANIMATOR_MODELS. Example: animator models list
-    """
-    from infra.doctor import known_models
-
-    emit(
-        known_models(),
-        as_json=as_json,
-        show=lambda models: table(
-            [(m["name"], m["path"] or "not here", m["licence"], m["source"]) for m in models],
-            header=("model", "file", "licence", "from"),
-        ),
     )

@@ -1,5 +1,7 @@
 """Where perception models are looked for, and which is taken."""
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from pipelines.models import (
     find,
     known,
     locate_face_pack,
+    locate_folder,
     locate_pose_models,
     model_folders,
     sha256,
@@ -82,9 +85,34 @@ def test_catalogue_names_source_and_licence_of_every_model():
     for model in CATALOGUE:
         assert model.source.startswith("https://")
         assert model.licence
-        assert model.non_commercial == (model.kind == "face")
+        assert model.purpose
+        assert all(terms.url.startswith("https://") for terms in model.terms)
+        assert all(file.url.startswith("https://") for file in model.files)
+        digests = [file.sha256 for file in model.files] + [each for _, each in model.networks]
+        assert all(digest is None or re.fullmatch("[0-9a-f]{64}", digest) for digest in digests)
+    free = {model.name for model in CATALOGUE if not model.non_commercial}
+    assert free == {"yolox_l", "yolox_nano", "dwpose", "tinypose", "svd-xt"}
     with pytest.raises(ModelError, match="expected one of"):
         known("no_such_model")
+
+
+def test_a_model_of_many_files_is_found_under_either_name_when_it_is_whole(no_models: Path):
+    names = ("unet.pth", "pose_net.pth", "face_encoder.pth")
+    for name in names:
+        assert locate_folder("stableanimator-v1") is None
+        _put(no_models / "StableAnimator" / "Animation" / name)
+    assert locate_folder("stableanimator-v1") == no_models / "StableAnimator"
+    cached = no_models / "cache" / "animator" / "models" / "svd-xt"
+    for part in ("unet", "vae"):
+        assert locate_folder("svd-xt") is None
+        _put(cached / part / "config.json")
+        _put(cached / part / "diffusion_pytorch_model.fp16.safetensors")
+    assert locate_folder("svd-xt") == cached
+    hub_name = no_models / "stable-video-diffusion-img2vid-xt"
+    shutil.copytree(cached, hub_name)
+    assert locate_folder("svd-xt") == hub_name
+    with pytest.raises(ModelError, match="no model of many files"):
+        locate_folder("dwpose")
 
 
 def test_digest_of_a_pack_changes_with_any_of_its_files(tmp_path: Path):
