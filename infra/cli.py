@@ -8,7 +8,7 @@ import sys
 import typer
 
 from infra.console import report_error
-from infra.verbs import create, data, evaluate, machine, train
+from infra.verbs import create, data, evaluate, machine, models, train
 
 app = typer.Typer(
     name="animator",
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 
 machine.register(app)
+models.register(app)
 data.register(app)
 train.register(app)
 create.register(app)
