@@ -370,11 +370,13 @@ def test_a_mirror_serves_hosts_as_folders(
     model = hub_model(digest(data), len(data))
     with pytest.raises(SourceError, match="broke off") as caught:
         pull_now(model, downloader)
+    kept = "".join(path.read_text() for path in cache_folder().rglob("*.json"))
+    assert "net.onnx" in kept
     assert pull_now(model, downloader).read_bytes() == data
     # The user's own words for the mirror go to it, and the hub's token does not.
     basic = f"Basic {base64.b64encode(b'me:password').decode()}"
     assert {headers.get("authorization") for _, _, headers in server.requests} == {basic}
-    kept = "".join(path.read_text() for path in cache_folder().rglob("*.json"))
+    kept += (cache_folder() / "models.json").read_text()
     assert "password" not in kept + str(caught.value)
 
 
