@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from animator import similarity
+from animator import licences, similarity
 from animator.config import ChannelOrder
 from animator.onnx_torch import OnnxNetwork
 from animator.spectrum import ThumbnailSpectrum
@@ -25,7 +25,6 @@ TEMPLATE = (
     (70.7299, 92.2041),
 )
 BLACK = -1.0
-INSIGHTFACE_LICENCE = "InsightFace model licence: non-commercial research only"
 
 
 def crop_faces(images: Tensor, boxes: Tensor, size: int = CROP) -> Tensor:
@@ -107,7 +106,7 @@ class ArcFace(nn.Module):
         network: OnnxNetwork,
         *,
         name: str,
-        licence: str = INSIGHTFACE_LICENCE,
+        licence: str = licences.INSIGHTFACE,
         channel_order: ChannelOrder = "rgb",
         scaled_inside: bool = False,
     ):
@@ -124,7 +123,7 @@ class ArcFace(nn.Module):
         cls,
         path: str | Path,
         *,
-        licence: str = INSIGHTFACE_LICENCE,
+        licence: str = licences.INSIGHTFACE,
         channel_order: ChannelOrder = "rgb",
     ) -> "ArcFace":
         """The recogniser of an InsightFace pack, or any network that is used as one.

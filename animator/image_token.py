@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from animator import licences
 from animator.spectrum import ThumbnailSpectrum
 
 SIDE = 16
@@ -21,10 +22,6 @@ NAMES = ("thumbnail", "clip_vision")
 # Of the pictures that CLIP was trained on, in 0..1 (OpenAI).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-CLIP_LICENCE = (
-    "MIT (OpenCLIP ViT-H/14, LAION-2B); "
-    "Stability AI Community License as shipped in Stable Video Diffusion"
-)
 WHOLE, HALF = "model.safetensors", "model.fp16.safetensors"
 PROJECTION = "visual_projection.weight"
 
@@ -64,7 +61,7 @@ class ClipImageToken(nn.Module):
     name = "clip_vision"
     takes_native = True  # the picture at its own size: it is shrunk once, here
 
-    def __init__(self, encoder: nn.Module, licence: str = CLIP_LICENCE):
+    def __init__(self, encoder: nn.Module, licence: str = licences.CLIP):
         super().__init__()
         self.encoder: Any = encoder.requires_grad_(False)
         self.licence = licence

@@ -28,11 +28,6 @@ from animator.tensor_files import (
 )
 from animator.weights import ANIMATOR_PARTS
 
-SVD_LICENCE = "Stability AI Community Licence"
-V1_LICENCE = (
-    "weights trained from Stable Video Diffusion (Stability AI Community Licence) on antelopev2 "
-    "embeddings (InsightFace: non-commercial research); code MIT"
-)
 # How v1 is sampled; the names are those of the sampler's settings.
 V1_SAMPLING = {"solver": "euler", "steps": 25, "sigma_min": 0.002, "sigma_max": 700.0, "rho": 7.0}
 V1_GUIDANCE = 3.0

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pipelines.models import ENVIRONMENT, INSIGHTFACE_LICENCE, face_packs, locate_face_pack
+from animator import licences
+from pipelines.models import ENVIRONMENT, face_packs, locate_face_pack
 
 MIN_SCORE = 0.5
 # The smaller inputs see faces that fill the frame, but also faces that are none.
@@ -64,7 +65,7 @@ class FaceBackend(Protocol):
 class InsightFaceBackend:
     """A folder with an InsightFace pack: a detector and a recogniser, whatever their file names."""
 
-    licence = INSIGHTFACE_LICENCE
+    licence = licences.INSIGHTFACE
     channel_order = "rgb"
 
     def __init__(self, folder: str | Path, *, threads: int = 2, reason: str = ""):

@@ -7,11 +7,11 @@ None where they are not known, and then the source's own published digest is use
 
 from dataclasses import dataclass
 
+from animator import licences
+
 HUB = "https://huggingface.co"
 INSIGHTFACE_RELEASES = "https://github.com/deepinsight/insightface/releases/download/v0.7"
-INSIGHTFACE_LICENCE = "InsightFace model licence: non-commercial research only"
 UNKNOWN_LICENCE = "not known here: the pack's own terms apply"
-STABILITY_LICENCE = "Stability AI Community Licence"
 DWPOSE = f"{HUB}/yzd-v/DWPose/resolve/main"
 STABLE_VIDEO_DIFFUSION = f"{HUB}/stabilityai/stable-video-diffusion-img2vid-xt"
 # The commit whose sizes and digests stand below.
@@ -85,12 +85,12 @@ class KnownModel:
 
 
 INSIGHTFACE = Terms(
-    name=INSIGHTFACE_LICENCE,
+    name=licences.INSIGHTFACE,
     url="https://github.com/deepinsight/insightface#license",
     non_commercial=True,
 )
 APACHE = Terms(name="Apache-2.0", url="https://www.apache.org/licenses/LICENSE-2.0")
-STABILITY = Terms(name=STABILITY_LICENCE, url=f"{STABLE_VIDEO_DIFFUSION}/blob/main/LICENSE.md")
+STABILITY = Terms(name=licences.STABILITY, url=f"{STABLE_VIDEO_DIFFUSION}/blob/main/LICENSE.md")
 
 _SCRFD_10G = "5838f7fe053675b1c7a08b633df49e7af5495cee0493c7dcf6697200b85b5b91"
 _SCRFD_500M = "5e4447f50245bbd7966bd6c0fa52938c61474a04ec7def48753668a9d8b4ea3a"

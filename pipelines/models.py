@@ -12,7 +12,6 @@ from pathlib import Path
 
 from pipelines.model_catalogue import (
     CATALOGUE,
-    INSIGHTFACE_LICENCE,
     UNKNOWN_LICENCE,
     KnownModel,
     ModelError,
@@ -21,7 +20,6 @@ from pipelines.model_catalogue import (
 
 __all__ = [
     "CATALOGUE",
-    "INSIGHTFACE_LICENCE",
     "UNKNOWN_LICENCE",
     "KnownModel",
     "ModelError",

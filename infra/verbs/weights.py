@@ -41,13 +41,8 @@ def import_v1(
     The files may hold tensors only; every one of them is accounted for.
     Example: animator weights import-v1 StableAnimator/Animation --svd svd-xt --out models/v1
     """
-    from animator.published import (
-        V1_GUIDANCE,
-        V1_LICENCE,
-        V1_SAMPLING,
-        animator_from_v1,
-        v1_files,
-    )
+    from animator import licences
+    from animator.published import V1_GUIDANCE, V1_SAMPLING, animator_from_v1, v1_files
 
     _check_target(out)
     if channel_order not in ("rgb", "bgr"):
@@ -57,7 +52,7 @@ def import_v1(
     about = {
         "sampling": V1_SAMPLING,
         "guidance": V1_GUIDANCE,
-        "licence": V1_LICENCE,
+        "licence": licences.STABLEANIMATOR_V1,
         "source": {"name": "StableAnimator v1", "files": _digests(v1_files(folder))},
     }
     emit(_write(model, out, svd, about), as_json=as_json, show=lambda r: _lines(r, out))
@@ -80,14 +75,15 @@ def from_svd(
     """
     import torch
 
-    from animator.published import SVD_LICENCE, animator_from_svd, diffusers_files
+    from animator import licences
+    from animator.published import animator_from_svd, diffusers_files
 
     _check_target(out)
     torch.manual_seed(seed)
     model = animator_from_svd(folder, variant=variant, dtype=_dtype(dtype))
     unet = folder / "unet" if (folder / "unet").is_dir() else folder
     about = {
-        "licence": SVD_LICENCE,
+        "licence": licences.STABILITY,
         "trained": False,
         "source": {
             "name": "Stable Video Diffusion",
