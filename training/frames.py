@@ -1,6 +1,6 @@
 """Frames, poses and faces of clips at the training size, cached while they fit in memory.
 
-Shapes: T frames, P people, N = 18 keypoints, H W training size.
+Shapes: T frames, P people, K keypoints (18 or 128), H W training size.
 """
 
 from collections import OrderedDict
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from animator.config import PoseStyle
 from inference.conditioning import pose_images
 from pipelines.clips import ClipStore
 from pipelines.framing import Framing, fit
@@ -35,8 +36,8 @@ class FramedClip:
     """One clip's light data, mapped to the training size."""
 
     framing: Framing
-    keypoints: np.ndarray  # (T, P, N, 2)
-    score: np.ndarray  # (T, P, N)
+    keypoints: np.ndarray  # (T, P, K, 2)
+    score: np.ndarray  # (T, P, K)
     threshold: float
     face_boxes: np.ndarray  # (T, P, 4)
     landmarks: np.ndarray  # (T, P, 5, 2)
@@ -50,15 +51,23 @@ class FramedClips:
 
     Args:
         size: (height, width).
+        mode: of the framing.
         cache_bytes: for frames and pose images together.
+        style: how poses are drawn; the model's `pose_style`.
     """
 
     def __init__(
-        self, clips: ClipStore, size: tuple[int, int], mode: str, cache_bytes: int = 1 << 30
+        self,
+        clips: ClipStore,
+        size: tuple[int, int],
+        mode: str,
+        cache_bytes: int = 1 << 30,
+        style: PoseStyle = "bold",
     ):
         self.clips = clips
         self.size = size
         self.mode = mode
+        self.style: PoseStyle = style
         self.cache_bytes = cache_bytes
         self._light: dict[int, FramedClip] = {}
         self._frames: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
@@ -101,7 +110,9 @@ class FramedClips:
 
     def _draw(self, index: int, which: np.ndarray) -> np.ndarray:
         clip = self.clip(index)
-        return pose_images(clip.keypoints[which], clip.score[which], self.size, clip.threshold)
+        return pose_images(
+            clip.keypoints[which], clip.score[which], self.size, clip.threshold, self.style
+        )
 
     def _cached(self, kind: str, index: int) -> np.ndarray:
         key = (kind, index)
