@@ -3,16 +3,22 @@
 Shapes: T frames, H W pixels, C latent channels, h w latent size.
 """
 
+import copy
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import (
     AutoencoderKLTemporalDecoder,
+    TemporalDecoder,
 )
 from torch import Tensor, nn
 
 from animator.block_dct import BlockDCT
+from animator.temporal_decoder import decode_windows
+
+# diffusers' name of a model's weights, without its endings.
+WEIGHTS = "diffusion_pytorch_model"
 
 
 class LatentCodec(Protocol):
@@ -36,47 +42,128 @@ class LatentCodec(Protocol):
 
 
 class TemporalVAE(nn.Module):
-    """Stable Video Diffusion's VAE, frozen, decoded a chunk of frames at a time.
+    """Stable Video Diffusion's VAE, frozen.
 
     The reference is the distribution's mode, not multiplied by the scaling factor (method of
-    the paper); targets are multiplied.
+    the paper); targets are multiplied. Latents and
+    frames come out in the decoder's data type.
+
+    Args:
+        vae: its encoder is kept in float32 where the decoder is float16 and the configuration
+            says `force_upcast`: the published encoder overflows in half precision.
+        chunk_size: frames computed at a time; changes memory and time alone.
+        max_buffer_bytes: decides how long a clip is decoded as one pass, see
+            `animator.temporal_decoder.decode_windows`. 16 GiB are 113 frames of 576x1024 pixels
+            in half precision, and half as many in float32.
+        overlap: frames that the windows of a longer clip share.
+        gradient_frames: frames of one pass where the latents ask for a gradient.
     """
 
     spatial_factor = 8
     licence = "Stability AI Community Licence (the weights of Stable Video Diffusion)"
 
-    def __init__(self, vae: AutoencoderKLTemporalDecoder, chunk_size: int = 8):
+    def __init__(
+        self,
+        vae: AutoencoderKLTemporalDecoder,
+        chunk_size: int = 2,
+        *,
+        max_buffer_bytes: int = 16 * 2**30,
+        overlap: int = 16,
+        gradient_frames: int = 8,
+    ):
         super().__init__()
         self.vae = vae.eval().requires_grad_(False)
         self.latent_channels: int = vae.config["latent_channels"]
         self.scaling_factor: float = vae.config["scaling_factor"]
         self.chunk_size = chunk_size
+        self.max_buffer_bytes = max_buffer_bytes
+        self.overlap = overlap
+        self.gradient_frames = gradient_frames
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "TemporalVAE":
-        """A VAE folder in diffusers' layout; safetensors only, nothing is downloaded."""
+    def from_folder(cls, folder: Path, dtype: torch.dtype | None = None) -> "TemporalVAE":
+        """A VAE folder in diffusers' layout; safetensors only, nothing is downloaded.
+
+        Args:
+            folder: with `config.json` and the weights, as `diffusion_pytorch_model.safetensors`
+                or as its `fp16` variant; the former is taken where both are there.
+            dtype: of the decoder, and of the encoder unless it is kept in float32; float32
+                where None, whichever file was read.
+
+        Raises:
+            ValueError: for a folder without either file.
+        """
+        names = {None: f"{WEIGHTS}.safetensors", "fp16": f"{WEIGHTS}.fp16.safetensors"}
+        present = [variant for variant, name in names.items() if (folder / name).is_file()]
+        if not present or not (folder / "config.json").is_file():
+            raise ValueError(
+                f"Got the VAE folder {folder}, but expected it to hold config.json and one of "
+                f"{' and '.join(names.values())}: copy the published model's vae folder there."
+            )
         vae = AutoencoderKLTemporalDecoder.from_pretrained(
-            str(folder), local_files_only=True, use_safetensors=True
+            str(folder),
+            local_files_only=True,
+            use_safetensors=True,
+            variant=present[0],
+            torch_dtype=torch.float32,
         )
+        if dtype is not None:
+            vae.decoder.to(dtype)
+            if not (dtype == torch.float16 and vae.config["force_upcast"]):
+                vae.encoder.to(dtype)
+                vae.quant_conv.to(dtype)
         return cls(vae)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the decoder, of latents and of frames; the encoder's may be wider."""
+        return next(self.vae.decoder.parameters()).dtype
+
     def _mode(self, frames: Tensor) -> Tensor:
+        if self.dtype == torch.float16 and self.vae.config["force_upcast"]:
+            self.vae.encoder.float()
+            self.vae.quant_conv.float()
+        dtype = next(self.vae.encoder.parameters()).dtype
         modes = []
-        for chunk in frames.to(self.vae.dtype).split(self.chunk_size):
-            (distribution,) = self.vae.encode(chunk, return_dict=False)
+        for chunk in frames.split(self.chunk_size):
+            (distribution,) = self.vae.encode(chunk.to(dtype), return_dict=False)
             modes.append(distribution.mode())
         return torch.cat(modes)
 
     def encode(self, frames: Tensor) -> Tensor:
-        return self._mode(frames) * self.scaling_factor
+        return (self._mode(frames) * self.scaling_factor).to(self.dtype)
 
     def encode_reference(self, frames: Tensor) -> Tensor:
-        return self._mode(frames)
+        return self._mode(frames).to(self.dtype)
 
     def decode(self, latents: Tensor) -> Tensor:
-        chunks = (latents.to(self.vae.dtype) / self.scaling_factor).split(self.chunk_size)
-        decoded = [self.vae.decode(c, num_frames=len(c), return_dict=False)[0] for c in chunks]
-        return torch.cat(decoded)
+        """Frames `(T, 3, H, W)` from `(T, C, h, w)`, all of one clip.
+
+        The same as one pass over the clip (`animator.temporal_decoder`). Where gradients are on
+        and the latents ask for one, passes of `gradient_frames` are made instead, each a clip of
+        its own to the decoder.
+        """
+        scaled = latents.float() / self.scaling_factor
+        if torch.is_grad_enabled() and latents.requires_grad:
+            chunks = scaled.to(self.dtype).split(self.gradient_frames)
+            decoded = [self.vae.decode(c, num_frames=len(c), return_dict=False)[0] for c in chunks]
+            return torch.cat(decoded)
+        frames = self._streamed(self.vae.decoder, scaled.to(self.dtype))
+        if self.dtype == torch.float16 and not frames.isfinite().all():
+            # Latents far from those of pictures leave float16's range within the decoder.
+            frames = self._streamed(copy.deepcopy(self.vae.decoder).float(), scaled)
+            limits = torch.finfo(torch.float16)
+            frames = frames.clamp(limits.min, limits.max).to(torch.float16)
+        return frames
+
+    def _streamed(self, decoder: TemporalDecoder, latents: Tensor) -> Tensor:
+        return decode_windows(
+            decoder,
+            latents,
+            max_buffer_bytes=self.max_buffer_bytes,
+            overlap=self.overlap,
+            chunk_size=self.chunk_size,
+        )
 
 
 def open_codec(name: str, folder: Path | None = None) -> LatentCodec:
