@@ -17,40 +17,51 @@ from torch import Tensor, nn
 EPSILON = 1e-5
 
 
-def statistics(features: Tensor) -> tuple[Tensor, Tensor]:
+def statistics(features: Tensor, repeats: int = 1) -> tuple[Tensor, Tensor]:
     """Mean and unbiased standard deviation over positions and channels, in fp32 (v1).
 
     `(N, L, C)` to two tensors `(N, 1, 1)`. The gradient is zero, not NaN, where the deviation is
     zero, as it is when the image token has been dropped.
+
+    Args:
+        repeats: how often each position stands for itself: the statistics are those of
+            `features` repeated so many times along L, without the repetition being made.
     """
     features = features.float()
-    mean = features.mean(dim=(1, 2), keepdim=True)
-    variance = features.var(dim=(1, 2), keepdim=True, unbiased=True)
+    variance, mean = torch.var_mean(features, dim=(1, 2), keepdim=True, correction=1 / repeats)
     positive = variance > 0
     deviation = torch.where(positive, variance, torch.ones_like(variance)).sqrt()
     return mean, deviation * positive
 
 
-def align_distribution(face: Tensor, image: Tensor) -> Tensor:
-    """Face features with the mean and deviation of the image features (eq. 13).
+def _scale_and_shift(face: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Eq. 14 as `face * scale + shift`, both `(N, 1, 1)` in fp32.
 
-    Both `(N, L, C)`; the result has the shape and type of `face`.
+    `image` may be one position that stands for all of the face's.
     """
     face_mean, face_deviation = statistics(face)
-    image_mean, image_deviation = statistics(image)
-    aligned = (face.float() - face_mean) / (face_deviation + EPSILON)
-    return (aligned * image_deviation + image_mean).to(face.dtype)
+    image_mean, image_deviation = statistics(image, face.shape[1] // image.shape[1])
+    scale = image_deviation / (face_deviation + EPSILON)
+    return scale, image_mean - face_mean * scale
 
 
-def _value(attention: Attention, context: Tensor, length: int) -> Tensor:
-    """The one token's value at every position, `(N, L, C)`."""
-    to_v: nn.Linear = attention.to_v  # type: ignore[assignment]
-    return to_v(context).expand(-1, length, -1)
+def align_distribution(face: Tensor, image: Tensor) -> Tensor:
+    """Face features with the mean and deviation of the image features (eq. 14).
+
+    `face` is `(N, L, C)`, `image` the same or `(N, 1, C)` for one value at all positions; the
+    result has the shape and type of `face`.
+    """
+    scale, shift = _scale_and_shift(face, image)
+    return torch.addcmul(shift, face.float(), scale).to(face.dtype)
 
 
-def _output(attention: Attention, hidden: Tensor, residual: Tensor) -> Tensor:
+def _project(attention: Attention, hidden: Tensor) -> Tensor:
+    """The block's output projection."""
     to_out: nn.ModuleList = attention.to_out  # type: ignore[assignment]
-    hidden = to_out[1](to_out[0](hidden))
+    return to_out[1](to_out[0](hidden))
+
+
+def _finish(attention: Attention, hidden: Tensor, residual: Tensor) -> Tensor:
     if attention.residual_connection:
         hidden = hidden + residual
     return hidden / attention.rescale_output_factor
@@ -85,7 +96,7 @@ class IDAdapter(nn.Module):
         """`(N, L, C)` with context `(N, 1 + F, D)` to `(N, L, C)`."""
         image_token = encoder_hidden_states[:, : -self.num_face_tokens]
         face_tokens = encoder_hidden_states[:, -self.num_face_tokens :]
-        image = _value(attn, image_token, hidden_states.shape[1])
+        image: Tensor = attn.to_v(image_token)  # type: ignore[operator]
         query, key, value = (
             rearrange(x, "n l (h d) -> n h l d", h=attn.heads)
             for x in (
@@ -96,7 +107,9 @@ class IDAdapter(nn.Module):
         )
         face = F.scaled_dot_product_attention(query, key, value)
         face = rearrange(face, "n h l d -> n l (h d)")
-        return _output(attn, image + align_distribution(face, image), hidden_states)
+        scale, shift = _scale_and_shift(face, image)
+        mixed = torch.addcmul(image.float() + shift, face.float(), scale).to(face.dtype)
+        return _finish(attn, _project(attn, mixed), hidden_states)
 
 
 class ImageTokenAttention:
@@ -111,5 +124,7 @@ class ImageTokenAttention:
         temb: Tensor | None = None,
     ) -> Tensor:
         """`(N, L, C)` with context `(N, 1 + F, D)` to `(N, L, C)`."""
-        image = _value(attn, encoder_hidden_states[:, :1], hidden_states.shape[1])
-        return _output(attn, image, hidden_states)
+        image: Tensor = attn.to_v(encoder_hidden_states[:, :1])  # type: ignore[operator]
+        # Projected before it is spread over the positions: the rows are all the same.
+        spread = _project(attn, image).expand(-1, hidden_states.shape[1], -1)
+        return _finish(attn, spread, hidden_states)
