@@ -106,6 +106,7 @@ class TemporalVAE(nn.Module):
             use_safetensors=True,
             variant=present[0],
             torch_dtype=torch.float32,
+            low_cpu_mem_usage=False,  # the default wants `accelerate`, and says so every time
         )
         if dtype is not None:
             vae.decoder.to(dtype)
@@ -166,11 +167,14 @@ class TemporalVAE(nn.Module):
         )
 
 
-def open_codec(name: str, folder: Path | None = None) -> LatentCodec:
+def open_codec(
+    name: str, folder: Path | None = None, dtype: torch.dtype | None = None
+) -> LatentCodec:
     """The codec a configuration names.
 
     Args:
         name: `block_dct`, or `temporal_vae` with the folder that holds its weights.
+        dtype: of weights; None is float32.
 
     Raises:
         ValueError: for another name, or for `temporal_vae` without a folder.
@@ -183,5 +187,5 @@ def open_codec(name: str, folder: Path | None = None) -> LatentCodec:
                 f"Got codec temporal_vae with the folder {folder}, but expected a folder with a "
                 "Stable Video Diffusion VAE (config.json and safetensors)."
             )
-        return TemporalVAE.from_folder(folder)
+        return TemporalVAE.from_folder(folder, dtype)
     raise ValueError(f"Got codec {name!r}, but expected block_dct or temporal_vae.")

@@ -14,19 +14,17 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from animator.config import AnimatorConfig
+from animator.config import AnimatorConfig, PoseStyle
 from animator.face_embedding import FaceThumbnail, crop_faces
-from animator.image_token import ThumbnailToken
+from animator.image_token import open_image_token
 from animator.latents import LatentCodec, open_codec
 from animator.skeleton import draw_pose
 from pipelines.faces import Face, FaceBackend, open_face_backend
 
-MOTION_BUCKET = 127  # v1, in training and inference
-
 
 def to_tensor(frames: np.ndarray) -> Tensor:
     """uint8 RGB `(..., H, W, 3)` to float `(..., 3, H, W)` in [-1, 1]."""
-    tensor = torch.from_numpy(np.ascontiguousarray(frames))
+    tensor = torch.from_numpy(np.require(frames, requirements=("C", "W")))
     return rearrange(tensor, "... h w c -> ... c h w").float() / 127.5 - 1
 
 
@@ -36,19 +34,17 @@ def to_frames(images: Tensor) -> np.ndarray:
     return rearrange(pixels, "... c h w -> ... h w c").cpu().numpy()
 
 
-def added_time_ids(fps: float, noise: float, batch: int) -> Tensor:
-    """Frames per second - 1, motion bucket and noise level, `(B, 3)` (v1)."""
-    return torch.tensor([[fps - 1, MOTION_BUCKET, noise]] * batch, dtype=torch.float32)
-
-
 def pose_images(
     keypoints: np.ndarray,
     score: np.ndarray,
     size: tuple[int, int],
     threshold: float,
+    style: PoseStyle,
 ) -> np.ndarray:
-    """Poses `(T, P, 18, 2)` and scores `(T, P, 18)` drawn at (height, width), `(T, H, W, 3)`."""
-    frames = [draw_pose(k, s, *size, threshold) for k, s in zip(keypoints, score, strict=True)]
+    """Poses `(T, P, K, 2)` and scores `(T, P, K)` drawn at (height, width), `(T, H, W, 3)`."""
+    frames = [
+        draw_pose(k, s, *size, threshold, style) for k, s in zip(keypoints, score, strict=True)
+    ]
     return np.stack(frames)
 
 
@@ -59,22 +55,34 @@ class ReferenceEncoder(nn.Module):
         config: of the model; names the encoders.
         folder: the model's folder, for encoders with weights of their own.
         face: which face backend to open where the model needs recognition embeddings.
+        dtype: of the encoders' weights; None keeps that of their files.
 
     Raises:
         ValueError: for encoders that are not known or whose files are missing.
     """
 
-    def __init__(self, config: AnimatorConfig, folder: Path | None = None, face: str = "auto"):
+    def __init__(
+        self,
+        config: AnimatorConfig,
+        folder: Path | None = None,
+        face: str = "auto",
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
         self.config = config
         vae_folder = folder / "vae" if folder else None
-        self.codec: LatentCodec = open_codec(config.codec, vae_folder)
+        self.codec: LatentCodec = open_codec(config.codec, vae_folder, dtype)
         if self.codec.latent_channels != config.latent_channels:
             raise ValueError(
                 f"Got codec {config.codec} with {self.codec.latent_channels} latent channels, but "
                 f"the model expects {config.latent_channels}."
             )
-        self.image_encoder = _open_image_encoder(config)
+        self.image_encoder = open_image_token(
+            config.image_token,
+            config.cross_attention_dim,
+            folder / "image_encoder" if folder else None,
+            dtype,
+        )
         self.face_thumbnail = FaceThumbnail(config.face_embedding_dim)
         self.recogniser = _open_recogniser(config, face)
 
@@ -82,6 +90,11 @@ class ReferenceEncoder(nn.Module):
     def needs_full_frames(self) -> bool:
         """Whether the face embedding wants the frame at its own size."""
         return self.recogniser is not None
+
+    @property
+    def token_takes_native(self) -> bool:
+        """Whether the image token wants the picture at its own size and shape."""
+        return self.image_encoder.takes_native
 
     @property
     def models(self) -> dict[str, dict[str, str]]:
@@ -101,12 +114,18 @@ class ReferenceEncoder(nn.Module):
         """`(B, 3, H, W)` in [-1, 1] to `(B, 1, D)`."""
         return self.image_encoder(images)
 
+    def resize_for_token(self, images: Tensor) -> Tensor:
+        """Pictures at the image encoder's own size, so that they can be stacked in a batch."""
+        return self.image_encoder.resize(images)
+
     @torch.no_grad()
     def face_embedding(self, frame: np.ndarray, face: Face | None) -> Tensor:
         """Embedding `(E,)` of one face in a uint8 RGB frame; zeros where there is none."""
         if face is None:
             return torch.zeros(self.config.face_embedding_dim)
         if self.recogniser is not None:
+            if self.config.face_channel_order != self.recogniser.channel_order:
+                frame = np.ascontiguousarray(frame[..., ::-1])
             embedding = np.asarray(self.recogniser.embed(frame, face), np.float32)
             return torch.from_numpy(embedding)
         box = torch.from_numpy(np.asarray(face.box, np.float32))
@@ -118,13 +137,18 @@ class ReferenceEncoder(nn.Module):
         """`(B, 3, H, W)` in [-1, 1] to `(B, C, h, w)`; noise is the caller's to add."""
         return self.codec.encode_reference(images)
 
+    def time_ids(self, fps: float | Tensor, batch: int) -> Tensor:
+        """Frames per second - 1, motion bucket and noise level, `(B, 3)` (v1).
 
-def _open_image_encoder(config: AnimatorConfig) -> ThumbnailToken:
-    if config.image_token == "thumbnail":
-        return ThumbnailToken(config.cross_attention_dim)
-    raise ValueError(
-        f"Got image token {config.image_token!r}, but this version reads thumbnail only."
-    )
+        Args:
+            fps: of the clip or clips; a model that was taught one rate is told that one.
+        """
+        config = self.config
+        ids = torch.empty(batch, 3)
+        ids[:, 0] = (fps if config.conditioning_fps is None else config.conditioning_fps) - 1
+        ids[:, 1] = config.motion_bucket
+        ids[:, 2] = config.noise_augmentation
+        return ids
 
 
 def _open_recogniser(config: AnimatorConfig, choice: str) -> FaceBackend | None:

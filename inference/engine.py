@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from inference.conditioning import largest_face
+from animator.keypoints import BODY, KEYPOINT_NAMES, VISIBLE
 from inference.pipeline import AnimationPipeline, AnimationResult, Pose
 from inference.requests import AnimationRequest
 from pipelines.faces import Face, open_face_backend
 from pipelines.images import read_image
+from pipelines.overrides import apply_overrides, to_dict
 from pipelines.pose import PoseTrack
 from pipelines.pose_backends import open_pose_backend
 from pipelines.shards import sha256_file, write_atomic
@@ -28,6 +29,8 @@ from pipelines.video import VideoInfo, VideoLimits, decode, encode, probe
 Progress = Callable[[float, str], None]
 PERCEPTION_SIDE = 640  # pixels; people and faces are looked for at this size
 MAX_FRAMES = 3000
+_HEAD_NAMES = ("nose", "right_eye", "left_eye", "right_ear", "left_ear")
+HEAD = [KEYPOINT_NAMES.index(name) for name in _HEAD_NAMES]
 # Shares of the progress bar: reading and perception, sampling, writing.
 READ, SAMPLED = 0.15, 0.95
 
@@ -67,6 +70,8 @@ class AnimationEngine:
         pose: pose backend, `auto` by default: a file of keypoints beside the picture or video
             where there is one, else the networks that `ANIMATOR_MODELS` holds.
         alignment: another model folder to take the alignment block from.
+        dtype: of the weights (see `AnimationPipeline.from_pretrained`).
+        changes: of the model's own sampling and guidance settings, as "sampling.churn=40".
 
     Raises:
         ValueError: where the model cannot be loaded.
@@ -78,11 +83,14 @@ class AnimationEngine:
         face: str = "auto",
         pose: str = "auto",
         alignment: Path | None = None,
+        dtype: str = "auto",
+        changes: Sequence[str] = (),
     ):
         self.model_dir = Path(model_dir)
         self.pipeline = AnimationPipeline.from_pretrained(
-            self.model_dir, face=face, alignment=alignment
+            self.model_dir, face=face, alignment=alignment, dtype=dtype
         )
+        self.settings = apply_overrides(self.pipeline.settings, changes)
         # A model that was trained on one recogniser's embeddings brings its own detector too.
         self.faces = self.pipeline.encoder.recogniser or open_face_backend(face)
         self.poses = open_pose_backend(pose)
@@ -96,6 +104,7 @@ class AnimationEngine:
         align: bool = True,
         per_frame: bool = False,
         framing: str = "pad",
+        size: tuple[int, int] | None = None,
     ) -> dict[str, Any]:
         """Write `request.output` and the record `NAME.json` beside it; returns the record.
 
@@ -114,8 +123,8 @@ class AnimationEngine:
             info = probe(request.driving, self.limits)
         with timings.stage("perception"):
             progress(0.02, "finding the person")
-            reference_pose = self._reference_pose(request.reference, image)
-            face = largest_face(self.faces.detect(_shrink(image)))
+            face = self._reference_face(request, image)
+            reference_pose = self._reference_pose(request.reference, image, face)
             progress(0.05, "reading the motion")
             driving_pose = self._driving_pose(request.driving, info)
         with timings.stage("sampling"):
@@ -128,9 +137,9 @@ class AnimationEngine:
                 framing=framing,
                 align=align,
                 per_frame=per_frame,
+                size=size,
                 seed=request.seed,
-                steps=request.steps,
-                guidance=request.guidance,
+                settings=self.settings.with_choices(steps=request.steps, guidance=request.guidance),
                 on_step=lambda done, steps: progress(
                     READ + (SAMPLED - READ) * done / steps, f"step {done}/{steps}"
                 ),
@@ -150,8 +159,21 @@ class AnimationEngine:
             if not path.is_file():
                 raise AnimationError(f"{path}: no such {what}; check the path.")
 
-    def _reference_pose(self, path: Path, image: np.ndarray) -> Pose:
-        """The largest person of the picture."""
+    def _reference_face(self, request: AnimationRequest, image: np.ndarray) -> Face | None:
+        """The face that was asked for; None where the picture shows none and none was chosen."""
+        faces = self.faces.detect(_shrink(image))
+        if len(faces) >= request.reference_face:
+            return faces[request.reference_face - 1]
+        if request.reference_face == 1:
+            return None
+        raise AnimationError(
+            f"{request.reference}: face {request.reference_face} was asked for, but {len(faces)} "
+            f"{'was' if len(faces) == 1 else 'were'} found ({self.faces.name}); they are counted "
+            "from 1, the largest."
+        )
+
+    def _reference_pose(self, path: Path, image: np.ndarray, face: Face | None) -> Pose:
+        """The person with the chosen face, or the largest one of the picture."""
         track = self.poses.track([_shrink(image)], source=path, times=np.zeros(1))
         if not _has_person(track, self.poses.threshold):
             raise AnimationError(
@@ -159,7 +181,9 @@ class AnimationEngine:
                 f"{self.poses.reason}); give a picture that shows the person, or keypoints beside "
                 f"it as {path.stem}.pose.npz."
             )
-        return Pose(track.keypoints[0, 0], track.score[0, 0], image.shape[:2], self.poses.threshold)
+        who = 0 if face is None else _owner(track, face)
+        threshold = self.poses.threshold
+        return Pose(track.keypoints[0, who], track.score[0, who], image.shape[:2], threshold)
 
     def _driving_pose(self, path: Path, info: VideoInfo) -> Pose:
         """Every frame's people at the clip's own rate."""
@@ -200,6 +224,9 @@ class AnimationEngine:
             if result.alignment.method != "none" and not result.alignment.frames_used:
                 warnings.append("no frame shares three joints with the reference: not aligned")
             record = self._record(request, info, result, timings, warnings)
+            if face is not None:
+                box = [round(float(side), 4) for side in face.box]
+                record["face"] = {"chosen": request.reference_face, "box": box}
             record["file"] = {"bytes": staged.stat().st_size, "sha256": sha256_file(staged)}
             os.replace(staged, output)
         finally:
@@ -234,12 +261,15 @@ class AnimationEngine:
             "alignment": {**result.alignment.record(), "summary": result.alignment.describe()},
             "sampling": {
                 "seed": request.seed,
-                "steps": result.sampling.steps,
-                "solver": result.sampling.solver,
-                "guidance": result.guidance,
+                "dtype": str(self.pipeline.animator.dtype).removeprefix("torch."),
+                **to_dict(result.settings.sampling),
+                "guidance": to_dict(result.settings.guidance),
             },
             "models": {
-                "animator": {"name": self.model_dir.name},
+                "animator": {
+                    "name": self.model_dir.name,
+                    "licence": self.pipeline.about.get("licence", "that of its training data"),
+                },
                 **self.pipeline.encoder.models,
                 **perception,
             },
@@ -255,5 +285,16 @@ def _shrink(image: np.ndarray) -> np.ndarray:
     return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
 
+def _owner(track: PoseTrack, face: Face) -> int:
+    """The person whose head a face is: the nearest nose, eyes and ears; else the largest person."""
+    centre = (face.box[:2] + face.box[2:]) / 2
+    reach = float((face.box[2:] - face.box[:2]).max())
+    seen = track.score[0][:, HEAD] >= VISIBLE
+    away = np.linalg.norm(track.keypoints[0][:, HEAD] - centre, axis=-1)
+    distance = np.where(seen, away, np.inf).min(1)
+    nearest = int(distance.argmin())
+    return nearest if distance[nearest] <= reach else 0
+
+
 def _has_person(track: PoseTrack, threshold: float) -> bool:
-    return track.score.size > 0 and bool((track.score[:, 0] >= threshold).any())
+    return track.score.size > 0 and bool((track.score[:, 0, BODY] >= threshold).any())

@@ -120,7 +120,7 @@ def evaluate_animator(
         face=data.face,
         align=False,
         seed=seed,
-        steps=steps,
+        settings=pipeline.settings.with_choices(steps=steps),
         on_step=on_step,
     )
     best, nearest = hindsight(data)
@@ -138,7 +138,7 @@ def evaluate_animator(
         "frames_trained": len(data.trained),
         "frames_held_out": len(data.truth),
         "size": [config.height, config.width],
-        "steps": result.sampling.steps,
+        "steps": result.settings.sampling.steps,
         "seed": seed,
         "rows": {name: {k: round(v, 3) for k, v in row.items()} for name, row in rows.items()},
         "gain": {

@@ -5,7 +5,7 @@ import secrets
 import sqlite3
 from dataclasses import dataclass
 
-from inference.requests import SamplingOptions
+from inference.requests import AnimationOptions
 
 
 class LeaseLostError(Exception):
@@ -27,7 +27,7 @@ class Job:
     sequence: int
     id: str
     status: str
-    options: SamplingOptions
+    options: AnimationOptions
     fingerprint: str
     progress: float
     stage: str
@@ -48,5 +48,5 @@ def new_job_id() -> str:
 def job_of(row: sqlite3.Row) -> Job:
     """The job of a row of the store."""
     names = [name for name in Job.__dataclass_fields__ if name != "options"]
-    options = SamplingOptions(**json.loads(row["options"]))
+    options = AnimationOptions(**json.loads(row["options"]))
     return Job(options=options, **{name: row[name] for name in names})

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from inference.job import IdempotencyError, Job, LeaseLostError, StoreError, job_of
-from inference.requests import SamplingOptions
+from inference.requests import AnimationOptions
 
 SCHEMA_VERSION = 1
 MAX_ATTEMPTS = 5
@@ -108,7 +108,7 @@ class JobStore:
         self._db.close()
 
     def create(
-        self, job_id: str, options: SamplingOptions, fingerprint: str, key: str | None = None
+        self, job_id: str, options: AnimationOptions, fingerprint: str, key: str | None = None
     ) -> tuple[Job, bool]:
         """Commit a queued job; the row and True, or the earlier job of the same key and False.
 

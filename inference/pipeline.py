@@ -4,35 +4,29 @@ Shapes: T frames, P people, N = 18 keypoints, H W output size, C latent channels
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from animator import edm
 from animator.alignment import AlignmentBlock
 from animator.keypoints import VISIBLE
 from animator.model import Animator
 from animator.weights import load_alignment, read_config
-from inference.conditioning import (
-    ReferenceEncoder,
-    added_time_ids,
-    pose_images,
-    to_frames,
-    to_tensor,
-)
+from inference.conditioning import ReferenceEncoder, pose_images, to_frames, to_tensor
+from inference.guidance import Conditions, GuidanceConfig, GuidedDenoiser
 from inference.retarget import Retargeted, retarget, unaligned
 from inference.sampler import SamplerConfig, sample
-from inference.windows import blend_windows
 from pipelines.faces import Face
 from pipelines.framing import Framing, fit
 from pipelines.overrides import from_dict
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+POSE_CHUNK = 16  # frames that PoseNet takes at a time
 OnStep = Callable[[int, int], None]  # (steps done, steps in all); may raise to stop
-NOISE_AUGMENTATION = 0.02  # deviation on the reference's pixels (v1)
 
 
 @dataclass(frozen=True)
@@ -45,6 +39,26 @@ class Pose:
     threshold: float = VISIBLE
 
 
+@dataclass(frozen=True, kw_only=True)
+class AnimationSettings:
+    """How a model is sampled; a model folder brings its own."""
+
+    sampling: SamplerConfig = field(default_factory=SamplerConfig)
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+
+    def with_choices(
+        self, *, steps: int | None = None, guidance: float | None = None
+    ) -> "AnimationSettings":
+        """These settings with another number of steps, or guidance of one strength throughout."""
+        settings = self
+        if steps is not None:
+            settings = replace(settings, sampling=replace(settings.sampling, steps=steps))
+        if guidance is not None:
+            scale = replace(settings.guidance, min=guidance, max=guidance)
+            settings = replace(settings, guidance=scale)
+        return settings
+
+
 @dataclass(frozen=True)
 class AnimationResult:
     """What the pipeline made."""
@@ -53,8 +67,7 @@ class AnimationResult:
     pose_frames: np.ndarray  # (T, H, W, 3) uint8, the poses that drove them
     alignment: Retargeted
     framing: Framing
-    sampling: SamplerConfig
-    guidance: float
+    settings: AnimationSettings
 
 
 class AnimationPipeline:
@@ -64,7 +77,8 @@ class AnimationPipeline:
         animator: in evaluation mode.
         encoder: the frozen encoders that its configuration names.
         alignment: the learned block, or None for the closed form.
-        sampling: the model's own sampler settings.
+        settings: how the model is sampled where a call does not say.
+        about: what else the model's folder says of it: licence, source.
     """
 
     def __init__(
@@ -72,14 +86,14 @@ class AnimationPipeline:
         animator: Animator,
         encoder: ReferenceEncoder,
         alignment: AlignmentBlock | None,
-        sampling: SamplerConfig,
-        guidance: float = 1.0,
+        settings: AnimationSettings,
+        about: dict[str, Any] | None = None,
     ):
         self.animator = animator
         self.encoder = encoder
         self.alignment = alignment
-        self.sampling = sampling
-        self.guidance = guidance
+        self.settings = settings
+        self.about = about or {}
         self.config = animator.config
 
     @classmethod
@@ -90,20 +104,26 @@ class AnimationPipeline:
         face: str = "auto",
         alignment: str | Path | None = None,
         device: str | torch.device | None = None,
+        dtype: str = "auto",
     ) -> "AnimationPipeline":
         """Load a model folder; `alignment` names another one to take the alignment block from.
+
+        Args:
+            device: the first GPU by default, the CPU where there is none.
+            dtype: of the weights; `auto` is bf16 on a GPU that has it, fp16 on others and fp32
+                on the CPU.
 
         Raises:
             ValueError: for a folder that does not hold what is needed (see `WeightsError`).
         """
         folder = Path(folder)
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        animator = Animator.from_pretrained(folder).to(place)
-        encoder = ReferenceEncoder(animator.config, folder, face).to(place)
+        precision = weights_dtype(dtype, place)
+        animator = Animator.from_pretrained(folder, dtype=precision, device=place)
+        encoder = ReferenceEncoder(animator.config, folder, face, dtype=precision).to(place)
         block = load_alignment(Path(alignment) if alignment else folder)
         about = read_config(folder)
-        sampling = from_dict(SamplerConfig, about.get("sampling", {}))
-        return cls(animator, encoder, block, sampling, float(about.get("guidance", 1.0)))
+        return cls(animator, encoder, block, read_settings(about), about)
 
     @property
     def device(self) -> torch.device:
@@ -121,9 +141,9 @@ class AnimationPipeline:
         framing: str = "pad",
         align: bool = True,
         per_frame: bool = False,
+        size: tuple[int, int] | None = None,
         seed: int = 0,
-        steps: int | None = None,
-        guidance: float | None = None,
+        settings: AnimationSettings | None = None,
         overlap: int | None = None,
         on_step: OnStep | None = None,
     ) -> AnimationResult:
@@ -138,13 +158,15 @@ class AnimationPipeline:
             framing: how the reference is fitted into the model's size: pad or crop.
             align: False draws the driving poses where they are.
             per_frame: one transform a frame instead of one a clip.
-            guidance: classifier-free guidance; 1 is none.
+            size: (height, width) of the frames the model works on; its own by default.
+            settings: of sampler and guidance; the model's own by default.
             overlap: frames that neighbouring windows share; a quarter of a window by default.
 
         Raises:
             ValueError: for options out of range.
         """
-        size = (self.config.height, self.config.width)
+        size = self._checked_size(size)
+        settings = settings or self.settings
         frame = fit(reference.shape[:2], size, framing)
         sizes = (reference_pose.size, driving_pose.size)
         thresholds = (reference_pose.threshold, driving_pose.threshold)
@@ -161,15 +183,30 @@ class AnimationPipeline:
             else unaligned(driving_pose.keypoints, sizes)
         )
         poses = pose_images(
-            frame.points(alignment.keypoints), driving_pose.score, size, driving_pose.threshold
+            frame.points(alignment.keypoints),
+            driving_pose.score,
+            size,
+            driving_pose.threshold,
+            self.config.pose_style,
         )
-        sampling = replace(self.sampling, steps=steps or self.sampling.steps)
-        strength = self.guidance if guidance is None else guidance
-        conditions = self._conditions(reference, face, frame, poses, fps)
-        frames = self._generate(conditions, sampling, strength, seed, overlap, on_step)
+        generator = torch.Generator().manual_seed(seed)
+        conditions = self._conditions(reference, face, frame, poses, fps, generator)
+        frames = self._generate(conditions, settings, generator, overlap, on_step)
         return AnimationResult(
-            _crop(frames, frame), _crop(poses, frame), alignment, frame, sampling, strength
+            _crop(frames, frame), _crop(poses, frame), alignment, frame, settings
         )
+
+    def _checked_size(self, size: tuple[int, int] | None) -> tuple[int, int]:
+        if size is None:
+            return self.config.height, self.config.width
+        multiple = self.config.size_multiple
+        if len(size) != 2 or min(size) < multiple or any(side % multiple for side in size):
+            raise ValueError(
+                f"Got a size of {'x'.join(map(str, size))}, but expected height and width as "
+                f"multiples of {multiple} pixels; this model was made for "
+                f"{self.config.height}x{self.config.width}."
+            )
+        return size
 
     def _conditions(
         self,
@@ -178,7 +215,8 @@ class AnimationPipeline:
         frame: Framing,
         poses: np.ndarray,
         fps: float,
-    ) -> dict[str, Any]:
+        generator: torch.Generator,
+    ) -> Conditions:
         """Everything that is computed once a clip."""
         framed = frame.image(reference)
         image = to_tensor(framed)[None].to(self.device)
@@ -187,64 +225,39 @@ class AnimationPipeline:
         embedding = self.encoder.face_embedding(
             reference if self.encoder.needs_full_frames else framed, face
         )
-        token = self.encoder.image_token(image)
-        context = self.animator.context(token, embedding[None].to(token))
-        pose_tensor = to_tensor(poses).split(16)
-        return {
-            "context": context,
-            "no_context": torch.zeros_like(context),
-            "features": torch.cat([self.animator.pose_net(p.to(token)) for p in pose_tensor]),
-            "reference": self.encoder.reference_latents(image),
-            "time_ids": added_time_ids(fps, NOISE_AUGMENTATION, 1).to(token),
-        }
+        native = self.encoder.token_takes_native
+        token = self.encoder.image_token(
+            to_tensor(reference)[None].to(self.device) if native else image
+        )
+        context = self.animator.context(token, embedding[None].to(self.device))
+        noise = torch.randn(image.shape, generator=generator).to(image)
+        noisy = image + self.config.noise_augmentation * noise
+        drawn = to_tensor(poses).split(POSE_CHUNK)
+        features = [self.animator.pose_net(p.to(self.device, context.dtype)) for p in drawn]
+        return Conditions(
+            context,
+            torch.cat(features),
+            self.encoder.reference_latents(noisy).float(),
+            self.encoder.time_ids(fps, 1).to(self.device),
+        )
 
     def _generate(
         self,
-        conditions: dict[str, Any],
-        sampling: SamplerConfig,
-        guidance: float,
-        seed: int,
+        conditions: Conditions,
+        settings: AnimationSettings,
+        generator: torch.Generator,
         overlap: int | None,
         on_step: OnStep | None,
     ) -> np.ndarray:
-        features, reference = conditions["features"], conditions["reference"]
-        window = self.config.num_frames
+        sampling, window = settings.sampling, self.config.num_frames
         sigmas = edm.karras_sigmas(
             sampling.steps, sampling.sigma_min, sampling.sigma_max, sampling.rho
         ).to(self.device)
-        generator = torch.Generator().manual_seed(seed)
-        shape = (1, len(features), *reference.shape[1:])
-        noise = torch.randn(shape, generator=generator).to(reference)
-
-        def network(scaled: Tensor, timestep: Tensor, frames: slice, *, given: bool) -> Tensor:
-            still = reference[:, None].expand(-1, scaled.shape[1], -1, -1, -1)
-            sample_in = torch.cat([scaled, still if given else torch.zeros_like(still)], dim=2)
-            context = conditions["context" if given else "no_context"]
-            pose = features[frames] if given else None
-            return self.animator.denoise(sample_in, timestep, context, pose, conditions["time_ids"])
-
-        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            def guided(part: Tensor, frames: slice) -> Tensor:
-                def both(scaled: Tensor, timestep: Tensor) -> Tensor:
-                    with_all = network(scaled, timestep, frames, given=True)
-                    if guidance == 1.0:
-                        return with_all
-                    without = network(scaled, timestep, frames, given=False)
-                    return without + guidance * (with_all - without)
-
-                return edm.precondition(
-                    both,
-                    part,
-                    sigma.reshape(1),
-                    self.config.sigma_data,
-                    self.config.prediction,
-                )
-
-            shared = window // 4 if overlap is None else overlap
-            return blend_windows(guided, x, window, shared)
-
+        shape = (1, len(conditions.features), *conditions.reference.shape[1:])
+        noise = torch.randn(shape, generator=generator).to(conditions.reference)
+        shared = window // 4 if overlap is None else overlap
         latents = sample(
-            denoise,
+            GuidedDenoiser(self.animator, conditions, settings.guidance, window, shared),
             noise * sigmas[0],
             sigmas,
             sampling,
@@ -252,6 +265,32 @@ class AnimationPipeline:
             on_step=None if on_step is None else lambda i: on_step(i + 1, sampling.steps),
         )
         return to_frames(self.encoder.codec.decode(latents[0]))
+
+
+def weights_dtype(choice: str, device: torch.device) -> torch.dtype:
+    """The type of the weights for a choice on a device.
+
+    Raises:
+        ValueError: for another name.
+    """
+    if choice == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if choice not in DTYPES:
+        raise ValueError(f"Got dtype {choice!r}, but expected auto, {', '.join(DTYPES)}.")
+    return DTYPES[choice]
+
+
+def read_settings(about: dict[str, Any]) -> AnimationSettings:
+    """How a model is sampled, from its folder's `config.json`; guidance may be one number."""
+    guidance = about.get("guidance", 1.0)
+    return AnimationSettings(
+        sampling=from_dict(SamplerConfig, about.get("sampling", {})),
+        guidance=from_dict(GuidanceConfig, guidance)
+        if isinstance(guidance, dict)
+        else GuidanceConfig.constant(float(guidance)),
+    )
 
 
 def _crop(frames: np.ndarray, framing: Framing) -> np.ndarray:

@@ -13,8 +13,10 @@ from pipelines.shards import sha256_file
 MAX_SEED = 2**32 - 1
 MAX_STEPS = 200
 MAX_GUIDANCE = 30.0
+MAX_FACES = 100
 MAX_NAME_BYTES = 200  # leaves room for the suffixes of records within the usual 255
-MANIFEST_KEYS = ("reference", "driving", "output", "seed", "steps", "guidance", "id")
+OPTION_KINDS = {"seed": int, "steps": int, "guidance": float, "reference_face": int}
+MANIFEST_KEYS = ("reference", "driving", "output", *OPTION_KINDS, "id")
 POSE_SIDECARS = (".pose.npz", ".dwpose.npz")
 SHOWN_PROBLEMS = 10
 
@@ -24,15 +26,21 @@ class RequestError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingOptions:
-    """What a user may choose about sampling; None leaves the choice to the model's own default."""
+class AnimationOptions:
+    """What a user may choose; None leaves the choice to the model's own default.
+
+    `reference_face` says whom to animate where the picture shows several people: their faces are
+    counted from 1, the largest.
+    """
 
     seed: int = 0
     steps: int | None = None
     guidance: float | None = None
+    reference_face: int = 1
 
     def __post_init__(self) -> None:
         _check_whole("seed", self.seed, 0, MAX_SEED)
+        _check_whole("reference_face", self.reference_face, 1, MAX_FACES)
         if self.steps is not None:
             _check_whole("steps", self.steps, 1, MAX_STEPS)
         if self.guidance is not None and not (
@@ -45,11 +53,10 @@ class SamplingOptions:
             )
 
     @classmethod
-    def from_text(cls, fields: Mapping[str, str]) -> "SamplingOptions":
+    def from_text(cls, fields: Mapping[str, str]) -> "AnimationOptions":
         """Options from form fields; an empty field counts as not given. Raises RequestError."""
-        kinds = {"seed": int, "steps": int, "guidance": float}
         given: dict[str, Any] = {}
-        for name, kind in kinds.items():
+        for name, kind in OPTION_KINDS.items():
             text = fields.get(name, "").strip()
             if not text:
                 continue
@@ -67,18 +74,12 @@ def _check_whole(name: str, value: object, low: int, high: int) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnimationRequest:
+class AnimationRequest(AnimationOptions):
     """Animate the person of `reference` by the motion of `driving`, into the mp4 `output`."""
 
     reference: Path
     driving: Path
     output: Path
-    seed: int = 0
-    steps: int | None = None
-    guidance: float | None = None
-
-    def __post_init__(self) -> None:
-        SamplingOptions(seed=self.seed, steps=self.steps, guidance=self.guidance)
 
     def to_json(self) -> dict[str, Any]:
         """The request as plain JSON values."""
@@ -89,7 +90,7 @@ class AnimationRequest:
     def from_json(cls, data: Mapping[str, Any]) -> "AnimationRequest":
         """The inverse of `to_json`; raises RequestError for options out of range."""
         paths = {name: Path(data[name]) for name in ("reference", "driving", "output")}
-        options = {name: data[name] for name in ("seed", "steps", "guidance") if name in data}
+        options = {name: data[name] for name in OPTION_KINDS if name in data}
         return cls(**paths, **options)
 
 
@@ -102,7 +103,7 @@ class ManifestItem:
     reference: Path
     driving: Path
     output: str
-    options: SamplingOptions
+    options: AnimationOptions
 
     def request(self, output: Path) -> AnimationRequest:
         """The item as a request that writes to `output`."""
@@ -135,7 +136,8 @@ def read_manifest(path: Path) -> list[ManifestItem]:
     """Every line of a JSONL manifest, all checked before any is returned.
 
     A line is {"reference": path, "driving": path, "output"?, "seed"?, "steps"?, "guidance"?,
-    "id"?}; relative paths start at the manifest's folder; empty lines are passed over.
+    "reference_face"?, "id"?}; relative paths start at the manifest's folder; empty lines are
+    passed over.
 
     Raises:
         RequestError: names each bad line (the first ten), what was given and what is expected.
@@ -191,8 +193,8 @@ def _parse_line(line: str, number: int, folder: Path) -> ManifestItem:
             hint = f"did you mean {near[0]!r}?" if near else f"expected {', '.join(MANIFEST_KEYS)}"
             raise RequestError(f"unknown key {key[:40]!r}; {hint}")
     reference, driving = (_input_file(data, key, folder) for key in ("reference", "driving"))
-    given = {key: data[key] for key in ("seed", "steps", "guidance") if data.get(key) is not None}
-    options = SamplingOptions(**given)
+    given = {key: data[key] for key in OPTION_KINDS if data.get(key) is not None}
+    options = AnimationOptions(**given)
     name = _text(data, "id")
     if name is not None:
         _check_name("id", name)
@@ -231,12 +233,14 @@ def _input_file(data: Mapping[str, Any], key: str, folder: Path) -> Path:
     return path
 
 
-def _default_name(reference: Path, driving: Path, options: SamplingOptions) -> str:
+def _default_name(reference: Path, driving: Path, options: AnimationOptions) -> str:
     name = f"{reference.stem}-{driving.stem}-{options.seed}"
     if options.steps is not None:
         name += f"-{options.steps}steps"
     if options.guidance is not None:
         name += f"-{options.guidance:g}guidance"
+    if options.reference_face != 1:
+        name += f"-face{options.reference_face}"
     return name
 
 

@@ -31,7 +31,7 @@ FILE_FIELDS = {
 REQUIRED = ("image", "video")
 KEYPOINTS = ("image.pose.npz", "video.pose.npz")
 # `prompt` and `model` are what OpenAI's clients cannot leave out; they have no effect here.
-TEXT_FIELDS = ("seed", "steps", "guidance", "prompt", "model")
+TEXT_FIELDS = ("seed", "steps", "guidance", "reference_face", "prompt", "model")
 MAX_TEXT_BYTES = 64 << 10
 MAX_PARTS = 16
 

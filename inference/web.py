@@ -24,7 +24,7 @@ from starlette.requests import ClientDisconnect
 from inference.job import IdempotencyError, Job, new_job_id
 from inference.jobs import JobStore
 from inference.outputs import sync
-from inference.requests import RequestError, SamplingOptions
+from inference.requests import AnimationOptions, RequestError
 from inference.uploads import Upload, UploadError, UploadLimits, check_media
 from inference.wire import (
     UPLOAD_FORM,
@@ -82,7 +82,7 @@ def create_app(
             upload = Upload(request.headers.get("content-type", ""), folder, limits)
             async with asyncio.timeout(limits.seconds):
                 await upload.receive(request.stream())
-            options = SamplingOptions.from_text(upload.fields)
+            options = AnimationOptions.from_text(upload.fields)
             job, created = await asyncio.to_thread(
                 _commit, files, store, upload, options, limits, key
             )
@@ -161,7 +161,7 @@ def _commit(
     files: JobFiles,
     store: JobStore,
     upload: Upload,
-    options: SamplingOptions,
+    options: AnimationOptions,
     limits: UploadLimits,
     key: str | None,
 ) -> tuple[Job, bool]:

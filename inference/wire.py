@@ -29,6 +29,7 @@ class Video(BaseModel):
     seed: int
     steps: int | None
     guidance: float | None
+    reference_face: int
 
 
 class VideoPage(BaseModel):
@@ -98,6 +99,11 @@ UPLOAD_FORM = {
                         "seed": {"type": "integer", "default": 0},
                         "steps": {"type": "integer"},
                         "guidance": {"type": "number"},
+                        "reference_face": {
+                            "type": "integer",
+                            "default": 1,
+                            "description": "Whom to animate; 1 is the largest face",
+                        },
                     },
                 }
             }

@@ -5,7 +5,7 @@ import shutil
 import sqlite3
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from inference import outputs
@@ -71,9 +71,7 @@ class JobFiles:
             reference=folder / "image",
             driving=folder / "video",
             output=self.staged(job),
-            seed=job.options.seed,
-            steps=job.options.steps,
-            guidance=job.options.guidance,
+            **asdict(job.options),
         )
 
     def finished(self, job_id: str) -> bool:

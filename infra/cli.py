@@ -8,7 +8,7 @@ import sys
 import typer
 
 from infra.console import report_error
-from infra.verbs import create, data, evaluate, machine, models, train
+from infra.verbs import bench, create, data, evaluate, machine, models, train, weights
 
 app = typer.Typer(
     name="animator",
@@ -27,6 +27,8 @@ data.register(app)
 train.register(app)
 create.register(app)
 evaluate.register(app)
+weights.register(app)
+bench.register(app)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -18,8 +18,10 @@ from animator import edm
 from animator.config import AnimatorConfig, tiny
 from animator.losses import denoising_loss
 from animator.model import Animator
-from animator.weights import load_alignment, save_model
-from inference.conditioning import ReferenceEncoder, added_time_ids, face_mask
+from animator.published import animator_from_svd
+from animator.tensor_files import WeightsError
+from animator.weights import add_encoders, load_alignment, save_model
+from inference.conditioning import ReferenceEncoder, face_mask, to_tensor
 from inference.sampler import SamplerConfig
 from pipelines.clips import ClipStore
 from pipelines.faces import Face
@@ -28,15 +30,28 @@ from pipelines.overrides import to_dict
 from training.frames import FramedClips, open_clips
 from training.task import Batch, sample_generator, stack
 
+# Settings that may differ from those of the model a run starts from: no tensor has their size.
+FREE_SIZES = (
+    "height",
+    "width",
+    "num_frames",
+    "conditioning_fps",
+    "motion_bucket",
+    "noise_augmentation",
+    "pose_style",
+    "face_channel_order",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class AnimateConfig:
     """What the animator learns from, and how a training example is drawn."""
 
     name: ClassVar[str] = "animator"
-    may_change: ClassVar[tuple[str, ...]] = ("shards", "alignment")
+    may_change: ClassVar[tuple[str, ...]] = ("shards", "alignment", "start")
 
     shards: str = ""
+    start: str = ""  # a model folder, or one of Stable Video Diffusion, to start from
     alignment: str = ""  # a model folder whose alignment block goes into the released model
     animator: AnimatorConfig = field(default_factory=tiny)
     framing: str = "pad"
@@ -44,7 +59,6 @@ class AnimateConfig:
     holdout_tail: float = 0.0  # share of each clip, at its end, that is never trained on
     sigma_mean: float = 1.0  # of ln sigma
     sigma_spread: float = 1.6
-    noise_augmentation: float = 0.02  # deviation of the noise on the reference's pixels
     drop_image_token: float = 0.05
     drop_reference: float = 0.05
     sampling: SamplerConfig = field(  # what the released model is sampled with by default
@@ -85,12 +99,18 @@ class AnimateTask:
         self.num_samples = len(clips)
         self.order = ClipOrder(len(clips), seed)
         self.size = (config.animator.height, config.animator.width)
-        self.framed = FramedClips(clips, self.size, config.framing)
+        style = config.animator.pose_style
+        self.framed = FramedClips(clips, self.size, config.framing, style=style)
         self.device = torch.device("cpu")
-        self.encoder = ReferenceEncoder(config.animator)
+        self.encoder = ReferenceEncoder(
+            config.animator, Path(config.start) if config.start else None
+        )
 
     def build(self) -> nn.Module:
-        return Animator(self.config.animator).train()
+        config = self.config
+        if not config.start:
+            return Animator(config.animator).train()
+        return starting_animator(Path(config.start), config.animator).train()
 
     def prepare(self, device: torch.device) -> None:
         self.device = device
@@ -114,6 +134,7 @@ class AnimateTask:
             "frames": torch.from_numpy(self.framed.frames(index, chosen)),
             "poses": torch.from_numpy(self.framed.poses(index, chosen)),
             "reference": torch.from_numpy(image),
+            "token_image": self._token_image(index, reference, image),
             "reference_noise": torch.randn(3, *self.size, generator=generator),
             "face_embedding": self._embedding(index, reference, image),
             "face_mask": torch.from_numpy(face_mask(clip.face_boxes[chosen], self.size, cell)),
@@ -141,6 +162,12 @@ class AnimateTask:
         pick = _below(usable - covered, generator)
         return chosen, pick if pick < start else pick + covered, stride
 
+    def _token_image(self, index: int, frame: int, framed_image: np.ndarray) -> Tensor:
+        """The reference as the image encoder takes it, `(3, H, W)` in [-1, 1]."""
+        native = self.encoder.token_takes_native
+        picture = self.clips.frames(index, [frame])[0] if native else framed_image
+        return self.encoder.resize_for_token(to_tensor(picture)[None])[0]
+
     def _embedding(self, index: int, frame: int, framed_image: np.ndarray) -> Tensor:
         if self.encoder.needs_full_frames:
             faces = self.clips.faces(index)
@@ -167,15 +194,14 @@ class AnimateTask:
                 self.encoder.codec.encode(frames), "(b t) ... -> b t ...", b=batch_size
             )
             image = rearrange(to_unit(batch["reference"]), "b h w c -> b c h w")
-            token = self.encoder.image_token(image)
-            noisy_image = image + config.noise_augmentation * batch["reference_noise"]
+            token = self.encoder.image_token(batch["token_image"])
+            noisy_image = image + config.animator.noise_augmentation * batch["reference_noise"]
             reference = self.encoder.reference_latents(noisy_image)
         token = token * batch["keep_image_token"][:, None, None]
         reference = reference * keep_reference[:, None, None, None]
         reference = repeat(reference, "b c h w -> b t c h w", t=num_frames)
         poses = rearrange(to_unit(batch["poses"]), "b t h w c -> (b t) c h w")
-        time_ids = added_time_ids(1.0, config.noise_augmentation, batch_size).to(sigma)
-        time_ids[:, 0] = batch["fps"] - 1
+        time_ids = self.encoder.time_ids(batch["fps"].cpu(), batch_size).to(sigma)
 
         def network(scaled: Tensor, timestep: Tensor) -> Tensor:
             sample = torch.cat([scaled, reference.to(scaled)], dim=2)
@@ -196,12 +222,36 @@ class AnimateTask:
         block = None
         if self.config.alignment:
             block = load_alignment(Path(self.config.alignment))
+        if self.config.animator.codec == "temporal_vae":
+            folder.mkdir(parents=True, exist_ok=True)
+            add_encoders(folder, Path(self.config.start))
         save_model(
             folder,
             animator=(self.config.animator, state),
             alignment=None if block is None else (block.config, block.state_dict()),
             about=about,
         )
+
+
+def starting_animator(start: Path, sizes: AnimatorConfig) -> Animator:
+    """The animator that training starts from, in fp32, with the configured sizes.
+
+    Raises:
+        WeightsError: for a folder that holds none, or one of other sizes.
+    """
+    if not (start / "config.json").is_file():
+        return animator_from_svd(start, sizes=sizes, dtype=torch.float32)
+    model = Animator.from_pretrained(start, dtype=torch.float32)
+    fixed = {name: getattr(model.config, name) for name in vars(sizes) if name not in FREE_SIZES}
+    wrong = [name for name, value in fixed.items() if value != getattr(sizes, name)]
+    if wrong:
+        raise WeightsError(
+            f"{start}: {wrong[0]} is {fixed[wrong[0]]}, but task.animator.{wrong[0]} is "
+            f"{getattr(sizes, wrong[0])}; what a model starts from decides these: "
+            f"{', '.join(wrong)}."
+        )
+    model.config = sizes
+    return model
 
 
 def _below(limit: int, generator: torch.Generator) -> int:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from infra.console import FAILED, emit
-from infra.verbs.options import AsJson, Face, Model, OutFolder, Pose
+from infra.verbs.options import AsJson, Face, Model, OutFolder, Pose, Settings
 
 
 def register(app: typer.Typer) -> None:
@@ -24,6 +24,14 @@ def animate(
     seed: Annotated[int, typer.Option(help="Chooses the noise; the same seed repeats.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Sampling steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Strength of guidance, 1 = none.")] = None,
+    reference_face: Annotated[
+        int, typer.Option(help="Whom to animate where there are several: 1 is the largest face.")
+    ] = 1,
+    size: Annotated[
+        str | None, typer.Option(help="Height and width to work at, as 1024x576.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Type of weights: auto, fp32, bf16 or fp16.")] = "auto",
+    changes: Settings = None,
     align: Annotated[
         bool, typer.Option("--align/--no-align", help="Move the motion to where the person is.")
     ] = True,
@@ -33,6 +41,9 @@ def animate(
     as_json: AsJson = False,
 ) -> None:
     """Animate the person in a picture by the motion in a video.
+
+    --set changes the model's own sampler and guidance: --set sampling.solver=heun --set
+    guidance.sigma_max=80.
 
     Example: animator animate --model runs/animator/model --reference me.jpg --driving dance.mp4
     --out me.mp4
@@ -48,10 +59,12 @@ def animate(
         seed=seed,
         steps=steps,
         guidance=guidance,
+        reference_face=reference_face,
     )
+    frame_size = _size(size)
     with stage_bar("animate") as progress:
-        engine = AnimationEngine(model, face=face, pose=pose)
-        record = engine.run(request, progress, align=align, framing=framing)
+        engine = AnimationEngine(model, face=face, pose=pose, dtype=dtype, changes=changes or ())
+        record = engine.run(request, progress, align=align, framing=framing, size=frame_size)
     emit(record, as_json=as_json, show=lambda r: _animation_lines(r, out))
 
 
@@ -108,6 +121,15 @@ def serve(
             pose=pose,
         )
     )
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise ValueError(f"--size is {text!r}, expected height and width as 1024x576.")
+    return int(height), int(width)
 
 
 def _batch_lines(summary: dict, out: Path) -> list[str]:

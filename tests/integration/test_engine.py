@@ -150,3 +150,47 @@ def test_a_run_that_is_stopped_leaves_nothing(model, files, tmp_path):
     with pytest.raises(StopError):
         AnimationEngine(model).run(request(files, output), stop)
     assert not [path for path in tmp_path.iterdir() if "stopped" in path.name]
+
+
+@pytest.mark.real_data
+def test_the_chosen_person_of_a_group_is_animated(model, files, tmp_path, data_root, monkeypatch):
+    monkeypatch.setenv("ANIMATOR_MODELS", str(data_root / "models"))
+    files["picture"] = data_root / "image" / "insightface_t1.jpg"  # six people
+    engine = AnimationEngine(model)
+    runs = {}
+    for chosen in (1, 3):
+        output = tmp_path / f"{chosen}.mp4"
+        record = engine.run(request(files, output, reference_face=chosen))
+        assert record["face"]["chosen"] == chosen
+        runs[chosen] = record
+    areas = {
+        chosen: (x1 - x0) * (y1 - y0)
+        for chosen, record in runs.items()
+        for x0, y0, x1, y1 in [record["face"]["box"]]
+    }
+    assert areas[1] > areas[3]
+    assert runs[1]["alignment"]["shift"] != runs[3]["alignment"]["shift"]
+    with pytest.raises(AnimationError, match="face 9 was asked for, but 6 were found"):
+        engine.run(request(files, tmp_path / "9.mp4", reference_face=9))
+    assert not (tmp_path / "9.mp4").exists()
+
+
+def test_the_frame_size_may_be_chosen_within_what_the_network_halves(model, files, tmp_path):
+    engine = AnimationEngine(model, dtype="bf16")
+    record = engine.run(request(files, tmp_path / "wide.mp4"), size=(64, 96))
+    assert (record["video"]["height"], record["video"]["width"]) == (64, 96)
+    assert record["sampling"]["dtype"] == "bfloat16"
+    with pytest.raises(ValueError, match=r"size of 60x96.*multiples of 16"):
+        engine.run(request(files, tmp_path / "odd.mp4"), size=(60, 96))
+    with pytest.raises(ValueError, match="expected auto, fp32"):
+        AnimationEngine(model, dtype="int4")
+
+
+def test_a_models_own_settings_can_be_changed(model, files, tmp_path):
+    engine = AnimationEngine(model, changes=["sampling.solver=heun", "guidance.max=2.5"])
+    record = engine.run(request(files, tmp_path / "out.mp4"))
+    assert record["sampling"]["solver"] == "heun"
+    assert record["sampling"]["steps"] == 2
+    assert record["sampling"]["guidance"]["max"] == 2.5
+    with pytest.raises(ValueError, match=r"sampling\.chrun"):
+        AnimationEngine(model, changes=["sampling.chrun=1"])

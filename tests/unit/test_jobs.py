@@ -15,10 +15,10 @@ import pytest
 from inference import outputs
 from inference.job import IdempotencyError, Job, LeaseLostError, StoreError, new_job_id
 from inference.jobs import JobStore
-from inference.requests import AnimationRequest, SamplingOptions
+from inference.requests import AnimationOptions, AnimationRequest
 from inference.worker import EngineWorker, JobFiles
 
-OPTIONS = SamplingOptions()
+OPTIONS = AnimationOptions()
 
 
 @pytest.fixture
@@ -212,10 +212,10 @@ def test_acknowledged_jobs_outlive_a_killed_process(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path\n"
         "from inference.job import new_job_id; from inference.jobs import JobStore\n"
-        "from inference.requests import SamplingOptions\n"
+        "from inference.requests import AnimationOptions\n"
         f"store = JobStore(Path({str(tmp_path / 'db')!r}))\n"
         "while True:\n"
-        "    job, _ = store.create(new_job_id(), SamplingOptions(), 'f')\n"
+        "    job, _ = store.create(new_job_id(), AnimationOptions(), 'f')\n"
         "    print(job.id, flush=True)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)

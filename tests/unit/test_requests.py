@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from inference.requests import (
+    AnimationOptions,
     AnimationRequest,
     RequestError,
-    SamplingOptions,
     read_manifest,
 )
 
@@ -38,7 +38,7 @@ def test_relative_paths_start_at_the_manifests_folder(folder: Path) -> None:
     assert [item.reference for item in items] == [folder / "a.png", folder / "b.png"]
     assert [item.output for item in items] == ["a-dance-0.mp4", "x.mp4"]
     assert [item.line for item in items] == [1, 3]
-    assert items[1].options == SamplingOptions(seed=4)
+    assert items[1].options == AnimationOptions(seed=4)
 
 
 def test_every_bad_line_is_named_at_once(folder: Path) -> None:
@@ -136,6 +136,6 @@ def test_a_request_survives_json(folder: Path) -> None:
 
 def test_form_fields_become_options() -> None:
     fields = {"seed": "7", "steps": "", "guidance": "2.5", "prompt": "ignored"}
-    assert SamplingOptions.from_text(fields) == SamplingOptions(seed=7, guidance=2.5)
+    assert AnimationOptions.from_text(fields) == AnimationOptions(seed=7, guidance=2.5)
     with pytest.raises(RequestError, match="steps is 'many', expected a whole number"):
-        SamplingOptions.from_text({"steps": "many"})
+        AnimationOptions.from_text({"steps": "many"})

@@ -1,0 +1,274 @@
+"""Speed and memory of the forward pass beside a named baseline, in one run.
+
+The baseline is diffusers' plain `UNetSpatioTemporalConditionModel` with the same weights and size.
+Runs of both alternate, so that a busy machine slows both; what is compared is the ratio within a
+pair, not seconds of different minutes.
+"""
+
+import ctypes
+import gc
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_spatio_temporal_condition import (
+    UNetSpatioTemporalConditionModel,
+)
+from torch import Tensor
+
+from animator.config import PRESETS
+from animator.model import Animator
+
+OnRun = Callable[[int, int], None]  # (runs done, runs in all)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+BASELINE = "diffusers_unet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardBench:
+    """What is measured; None takes the preset's own height, width and frames."""
+
+    preset: str = "svd_xt"
+    height: int | None = None
+    width: int | None = None
+    frames: int | None = None
+    batch: int = 1
+    dtype: str = "fp32"
+    device: str = "cpu"
+    repeats: int = 5
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name, choices in (("preset", PRESETS), ("dtype", DTYPES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"Got {name} {getattr(self, name)!r}, but expected one of {', '.join(choices)}."
+                )
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError("Got device cuda, but there is no GPU here: give --device cpu.")
+        for name in ("batch", "repeats", "height", "width", "frames"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"Got {name} {value}, but expected at least 1.")
+
+
+@torch.no_grad()
+def bench_forward(config: ForwardBench, on_run: OnRun | None = None) -> dict[str, Any]:
+    """Time and peak memory of three forward passes on the same inputs.
+
+    - `diffusers_unet`: the baseline, with one context token a frame.
+    - `animator`: the public forward with PoseNet, Face Encoder and ID adapters.
+    - `animator_step`: what a sampler calls each step; PoseNet and Face Encoder ran before.
+
+    Returns:
+        `rows` (seconds, ratio to the baseline of the same round, peak memory beyond the weights
+        in GB), the machine and the settings.
+
+    Raises:
+        ValueError: for a size that the model cannot take.
+    """
+    device, dtype = torch.device(config.device), DTYPES[config.dtype]
+    torch.manual_seed(0)
+    model = _animator(config.preset, device, dtype)
+    plain = _plain_unet(model)
+    given = _inputs(config, model, device, dtype)
+    context = model.context(given["image_token"], given["face_embedding"])
+    features = model.pose_net(given["pose_images"])
+    calls: dict[str, Callable[[], Any]] = {
+        BASELINE: lambda: plain(
+            given["sample"],
+            given["timestep"],
+            given["image_token"],
+            added_time_ids=given["added_time_ids"],
+            return_dict=False,
+        ),
+        "animator": lambda: model(**given),
+        "animator_step": lambda: model.denoise(
+            given["sample"], given["timestep"], context, features, given["added_time_ids"]
+        ),
+    }
+    if config.compile:
+        plain.compile()
+        model.unet.compile()
+    rounds = config.repeats + 2
+    done = 0
+    # One round to warm up, one for memory: what libraries keep from their first call is not it.
+    for call in calls.values():
+        call()
+        done = _tell(on_run, done + 1, len(calls) * rounds)
+    memory = {}
+    for name, call in calls.items():
+        with _peak_memory(device) as peak:
+            call()
+        memory[name] = peak[0]
+        done = _tell(on_run, done + 1, len(calls) * rounds)
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(config.repeats):
+        # The order changes from round to round, so that none always follows the same other.
+        names = list(calls)[turn % len(calls) :] + list(calls)[: turn % len(calls)]
+        for name in names:
+            seconds[name].append(_timed(calls[name], device))
+            done = _tell(on_run, done + 1, len(calls) * rounds)
+    rows = {
+        name: {
+            "seconds": round(statistics.median(times), 4),
+            "fastest": round(min(times), 4),
+            **_ratios(times, seconds[BASELINE]),
+            "peak_gb": round(memory[name] / 1e9, 3),
+        }
+        for name, times in seconds.items()
+    }
+    return {
+        "bench": "forward",
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine(device),
+        "settings": asdict(config),
+        "sample": list(given["sample"].shape),
+        "weights_gb": round(sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9, 3),
+        "baseline": BASELINE,
+        "rows": rows,
+    }
+
+
+def _tell(on_run: OnRun | None, done: int, total: int) -> int:
+    if on_run is not None:
+        on_run(done, total)
+    return done
+
+
+def _ratios(times: list[float], baseline: list[float]) -> dict[str, float]:
+    """Median and range over rounds of the ratio to the baseline of the same round."""
+    ratios = sorted(own / other for own, other in zip(times, baseline, strict=True))
+    return {
+        "ratio": round(statistics.median(ratios), 4),
+        "ratio_low": round(ratios[0], 4),
+        "ratio_high": round(ratios[-1], 4),
+    }
+
+
+def _animator(preset: str, device: torch.device, dtype: torch.dtype) -> Animator:
+    """Random weights of plausible spread, made where they are used: no second copy."""
+    with torch.device("meta"):
+        model = Animator(PRESETS[preset]()).to(dtype)
+    model.to_empty(device=device)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(std=parameter[0].numel() ** -0.5)
+        else:
+            parameter.fill_(0.5)
+    return model.eval()
+
+
+def _plain_unet(model: Animator) -> UNetSpatioTemporalConditionModel:
+    """Diffusers' own UNet on the very tensors of the animator's backbone."""
+    with torch.device("meta"):
+        plain = UNetSpatioTemporalConditionModel(**model.unet.config)
+    state = {k: v for k, v in model.unet.state_dict().items() if ".processor." not in k}
+    plain.load_state_dict(state, assign=True)
+    return plain.eval()
+
+
+def _inputs(
+    config: ForwardBench, model: Animator, device: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    sizes = model.config
+    height, width = config.height or sizes.height, config.width or sizes.width
+    multiple = sizes.size_multiple
+    if height % multiple or width % multiple:
+        raise ValueError(
+            f"Got {height} x {width}, but expected multiples of {multiple} for {config.preset}."
+        )
+    frames, batch, cell = config.frames or sizes.num_frames, config.batch, sizes.spatial_factor
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, device=device, dtype=dtype)
+
+    return {
+        "sample": draw(batch, frames, 2 * sizes.latent_channels, height // cell, width // cell),
+        "timestep": torch.full((batch,), 0.3, device=device),
+        "image_token": draw(batch, 1, sizes.cross_attention_dim),
+        "face_embedding": draw(batch, sizes.face_embedding_dim),
+        "pose_images": draw(batch * frames, 3, height, width).clamp(-1, 1),
+        "added_time_ids": torch.tensor([[6.0, 127, 0.02]] * batch, device=device),
+    }
+
+
+def _timed(call: Callable[[], Any], device: torch.device) -> float:
+    _synchronise(device)
+    start = time.perf_counter()
+    call()
+    _synchronise(device)
+    return time.perf_counter() - start
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def _peak_memory(device: torch.device) -> Iterator[list[float]]:
+    """Bytes beyond those held at the start, at the highest point inside; first entry of a list."""
+    peak = [0.0]
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        held = torch.cuda.memory_allocated(device)
+        yield peak
+        _synchronise(device)
+        peak[0] = torch.cuda.max_memory_allocated(device) - held
+        return
+    _give_back()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew
+        held = _status("VmRSS")
+        yield peak
+        peak[0] = max(0.0, _status("VmHWM") - held)
+    except OSError:  # another system
+        yield peak
+        peak[0] = float("nan")
+
+
+def _give_back() -> None:
+    """Have glibc return what earlier calls freed, or a call's memory would be hidden in it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _status(name: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return float(line.split()[1]) * 1024
+    return float("nan")
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a figure was measured on."""
+    found: dict[str, Any] = {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )

@@ -1,0 +1,143 @@
+"""The animator as a denoiser D(x; sigma): conditions, classifier-free guidance, windows.
+
+Shapes: T frames, C latent channels, h w latent size, D context width, F face tokens, C0 channels
+of the UNet's first block.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from animator import edm
+from animator.model import Animator
+from inference.windows import blend_windows
+
+MAX_SCALE = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceConfig:
+    """Strength of classifier-free guidance over frames and noise levels; 1 is none.
+
+    The strength rises evenly from `min` at the first frame to `max` at the last one, as Stable
+    Video Diffusion has it; v1 has 3 for all. Outside of the interval of noise levels the
+    conditional prediction is taken alone, which halves those steps (Kynkäänniemi et al., 2024,
+    "Applying Guidance in a Limited Interval Improves Sample and Distribution Quality").
+    """
+
+    min: float = 1.0
+    max: float = 1.0
+    sigma_min: float = 0.0
+    sigma_max: float = math.inf
+    batched: bool = True  # both predictions in one call; False takes two, and half the memory
+
+    def __post_init__(self) -> None:
+        for name in ("min", "max"):
+            if not 0 <= getattr(self, name) <= MAX_SCALE:
+                raise ValueError(
+                    f"Got guidance.{name} {getattr(self, name)}, but expected 0 to {MAX_SCALE:g}."
+                )
+        if not 0 <= self.sigma_min <= self.sigma_max:
+            raise ValueError(
+                f"Got guidance from sigma_min {self.sigma_min} to sigma_max {self.sigma_max}, but "
+                "expected 0 <= sigma_min <= sigma_max."
+            )
+
+    @classmethod
+    def constant(cls, scale: float) -> "GuidanceConfig":
+        """The same strength for all frames and noise levels."""
+        return cls(min=scale, max=scale)
+
+    def applies(self, sigma: float) -> bool:
+        """Whether a step at this noise level is guided."""
+        return (self.min, self.max) != (1.0, 1.0) and self.sigma_min <= sigma <= self.sigma_max
+
+    def scales(self, num_frames: int) -> Tensor:
+        """Strength of each frame of a clip, `(T, 1, 1, 1)`."""
+        return torch.linspace(self.min, self.max, num_frames).reshape(-1, 1, 1, 1)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the UNet is told, computed once a clip."""
+
+    context: Tensor  # (1, 1 + F, D): image token and face tokens
+    features: Tensor  # (T, C0, h, w): PoseNet's output
+    reference: Tensor  # (1, C, h, w): latents of the reference
+    time_ids: Tensor  # (1, 3)
+
+
+class GuidedDenoiser:
+    """D(x; sigma) of the animator for one clip.
+
+    Args:
+        window: frames the UNet sees at a time; longer clips are blended from overlapping windows.
+        overlap: frames that neighbouring windows share.
+    """
+
+    def __init__(
+        self,
+        animator: Animator,
+        conditions: Conditions,
+        guidance: GuidanceConfig,
+        window: int,
+        overlap: int,
+    ):
+        self.animator = animator
+        self.conditions = conditions
+        self.guidance = guidance
+        self.window = window
+        self.overlap = overlap
+        self._scales = guidance.scales(len(conditions.features)).to(conditions.reference.device)
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Predicted clean latents, the shape of `x` `(1, T, C, h, w)`; sigma is a scalar."""
+        config = self.animator.config
+        guided = self.guidance.applies(float(sigma))
+
+        def denoise(part: Tensor, frames: slice) -> Tensor:
+            def network(scaled: Tensor, timestep: Tensor) -> Tensor:
+                return self._predict(scaled, timestep, frames, guided=guided)
+
+            return edm.precondition(
+                network, part, sigma.reshape(1), config.sigma_data, config.prediction
+            )
+
+        return blend_windows(denoise, x, self.window, self.overlap)
+
+    def _predict(self, scaled: Tensor, timestep: Tensor, frames: slice, *, guided: bool) -> Tensor:
+        if not guided:
+            return self._call(scaled, timestep, frames, (True,))
+        if self.guidance.batched:
+            both = self._call(scaled, timestep, frames, (True, False))
+            conditional, unconditional = both.chunk(2)
+        else:
+            conditional = self._call(scaled, timestep, frames, (True,))
+            unconditional = self._call(scaled, timestep, frames, (False,))
+        return unconditional + self._scales[frames] * (conditional - unconditional)
+
+    def _call(
+        self, scaled: Tensor, timestep: Tensor, frames: slice, given: tuple[bool, ...]
+    ) -> Tensor:
+        """The UNet's output for each entry of `given`: with all conditions, or with none (v1)."""
+        told, num_frames = self.conditions, scaled.shape[1]
+        still = told.reference[:, None].expand(-1, num_frames, -1, -1, -1)
+        features = told.features[frames]
+        # With no condition at all, PoseNet's share is left out rather than added as zeros.
+        pose = None
+        if any(given):
+            pose = torch.cat([features if has else torch.zeros_like(features) for has in given])
+        return self.animator.denoise(
+            torch.cat(
+                [
+                    torch.cat([scaled, still if has else torch.zeros_like(still)], dim=2)
+                    for has in given
+                ]
+            ),
+            timestep.expand(len(given)),
+            torch.cat([told.context if has else torch.zeros_like(told.context) for has in given]),
+            pose,
+            told.time_ids.expand(len(given), -1),
+        ).float()

@@ -1,0 +1,79 @@
+"""bench: figures beside a named baseline, measured in one run."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from infra.console import emit, table
+from infra.verbs.options import AsJson
+
+
+def register(app: typer.Typer) -> None:
+    """Add these verbs to the command line."""
+    bench = typer.Typer(
+        no_args_is_help=True, help="Measure speed and memory beside a named baseline."
+    )
+    bench.command("forward")(forward)
+    bench.callback()(lambda: None)  # keeps `forward` a command of its own
+    app.add_typer(bench, name="bench")
+
+
+def forward(
+    preset: Annotated[str, typer.Option(help="Sizes of the model: tiny or svd_xt.")] = "svd_xt",
+    height: Annotated[int | None, typer.Option(help="Pixels; the preset's by default.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels; the preset's by default.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames; the preset's by default.")] = None,
+    batch: Annotated[int, typer.Option(help="Clips at once.")] = 1,
+    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    repeats: Annotated[int, typer.Option(help="Rounds that are timed.")] = 5,
+    compile: Annotated[bool, typer.Option("--compile", help="Through torch.compile.")] = False,
+    report: Annotated[Path | None, typer.Option(help="Also write the result as JSON.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the animator's forward pass with diffusers' plain UNet of the same size.
+
+    Weights are random. Example: animator bench forward --height 256 --width 256 --frames 4
+    """
+    from inference.benchmark import ForwardBench, bench_forward
+    from infra.progress import stage_bar
+    from pipelines.shards import write_atomic
+
+    config = ForwardBench(
+        preset=preset,
+        height=height,
+        width=width,
+        frames=frames,
+        batch=batch,
+        dtype=dtype,
+        device=device,
+        repeats=repeats,
+        compile=compile,
+    )
+    with stage_bar("bench") as progress:
+        progress(0.0, "building")
+        result = bench_forward(config, lambda done, total: progress(done / total, "forward"))
+    if report is not None:
+        import json
+
+        write_atomic(report, (json.dumps(result, indent=2) + "\n").encode())
+    emit(result, as_json=as_json, show=_lines)
+
+
+def _lines(result: dict[str, Any]) -> list[str]:
+    rows = [
+        (
+            name,
+            f"{row['seconds']:.3f} s",
+            f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})",
+            f"{row['peak_gb']:.2f} GB",
+        )
+        for name, row in result["rows"].items()
+    ]
+    where = result["machine"].get("gpu") or result["machine"]["processor"]
+    return [
+        f"{where}, sample {tuple(result['sample'])}, {result['settings']['dtype']}, "
+        f"{result['weights_gb']:.2f} GB of weights",
+        *table(rows, header=("forward", "median", "of the baseline", "peak beyond the weights")),
+    ]
