@@ -24,8 +24,11 @@ def register(app: typer.Typer) -> None:
 
 
 def import_v1(
-    folder: Annotated[Path, typer.Argument(help="Folder with unet.pth and the other two.")],
     out: Out,
+    folder: Annotated[
+        Path | None,
+        typer.Argument(help="Folder with unet.pth and the other two; the pulled one by default."),
+    ] = None,
     svd: Annotated[
         Path | None,
         typer.Option(help="Folder of Stable Video Diffusion, for its frozen encoders."),
@@ -44,10 +47,16 @@ def import_v1(
     from animator import licences
     from animator.published import V1_GUIDANCE, V1_SAMPLING, animator_from_v1, v1_files
 
+    folder = folder or _pulled("stableanimator-v1")
+    if folder is None:
+        raise ValueError(
+            "No folder of v1 checkpoints was given, and none was pulled: give one, or run "
+            "`animator models pull stableanimator-v1`."
+        )
     _check_target(out)
     if channel_order not in ("rgb", "bgr"):
         raise ValueError(f"--channel-order is {channel_order!r}, expected rgb or bgr.")
-    svd = _svd_folder(svd)
+    svd = svd or _pulled("svd-xt")
     model = animator_from_v1(folder, channel_order=channel_order, dtype=_dtype(dtype))
     about = {
         "sampling": V1_SAMPLING,
@@ -108,11 +117,11 @@ def _dtype(name: str) -> Any:
     return types[name]
 
 
-def _svd_folder(given: Path | None) -> Path | None:
-    """The folder asked for, or the one that `models pull` fetched."""
+def _pulled(name: str) -> Path | None:
+    """The folder of a model that `models pull` fetched or ANIMATOR_MODELS holds."""
     from pipelines.models import locate_folder
 
-    return given or locate_folder("svd-xt")
+    return locate_folder(name)
 
 
 def _digests(files: list[Path]) -> dict[str, str]:
