@@ -83,8 +83,11 @@ class ClipImageToken(nn.Module):
         weights = _weights(folder, dtype)
         stored = _stored_type(weights)
         from transformers import CLIPVisionModelWithProjection
+        from transformers.utils import logging
 
         tower: Any = CLIPVisionModelWithProjection
+        progress_bars = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
         try:
             encoder, report = tower.from_pretrained(
                 folder,
@@ -99,6 +102,9 @@ class ClipImageToken(nn.Module):
                 f"{folder}: config.json and {weights.name} do not fit ({_first_line(error)}); "
                 "copy the whole folder again"
             ) from error
+        finally:
+            if progress_bars:
+                logging.enable_progress_bar()
         if missing := sorted(report["missing_keys"]):
             raise ImageTokenError(
                 f"{weights}: lacks {len(missing)} tensors ({missing[0]}, ...); "

@@ -149,6 +149,11 @@ def animator_from_svd(
     """
     folder = Path(folder)
     unet_folder = folder / "unet" if (folder / "unet").is_dir() else folder
+    if not (unet_folder / "config.json").is_file():
+        raise WeightsError(
+            f"{folder} is no folder of Stable Video Diffusion: expected unet/config.json in it, as "
+            "`animator models pull svd-xt` fetches it."
+        )
     found = sizes_from_unet(_read_json(unet_folder / "config.json"), unet_folder / "config.json")
     if sizes is not None:
         for name in (*_UNET_SIZES[:-1], "latent_channels"):  # num_frames is free: no weight has it
@@ -182,9 +187,9 @@ def animator_from_v1(
     """The animator of v1's published checkpoints.
 
     Looks for `unet.pth`, `pose_net.pth` and `face_encoder.pth` in the folder or in `Animation/`
-    below it, and for a `config.json` beside them with the UNet's sizes under `unet_config`
-    (absent in the published folder: then the sizes of Stable Video Diffusion XT). Every tensor
-    of the files is used, and every tensor of the model comes from them.
+    below it, and for a `config.json` beside them with the UNet's sizes, under `unet_config` or as
+    diffusers writes them (absent in the published folder: then the sizes of Stable Video
+    Diffusion XT). Every tensor of the files is used, and every tensor of the model is theirs.
 
     Args:
         channel_order: order in which the recognition network saw the training faces. v1's code
@@ -200,7 +205,8 @@ def animator_from_v1(
     states = {part: _read_pickle(folder / f"{part}.pth", dtype) for part in ANIMATOR_PARTS}
     config_path = folder / "config.json"
     if config_path.is_file():
-        unet_config = _read_json(config_path).get("unet_config", {})
+        config = _read_json(config_path)
+        unet_config = config.get("unet_config", config)
         if not isinstance(unet_config, dict):
             raise WeightsError(f"{config_path}: unet_config holds no settings.")
         sizes = sizes_from_unet(unet_config, config_path)

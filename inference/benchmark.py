@@ -29,11 +29,12 @@ from animator.model import Animator
 OnRun = Callable[[int, int], None]  # (runs done, runs in all)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BASELINE = "diffusers_unet"
+CPU_SIZE = {"height": 256, "width": 256, "frames": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForwardBench:
-    """What is measured; None takes the preset's own height, width and frames."""
+    """What is measured; None takes the preset's own size on a GPU, `CPU_SIZE` on a CPU."""
 
     preset: str = "svd_xt"
     height: int | None = None
@@ -41,7 +42,7 @@ class ForwardBench:
     frames: int | None = None
     batch: int = 1
     dtype: str = "fp32"
-    device: str = "cpu"
+    device: str = "auto"
     repeats: int = 5
     compile: bool = False
 
@@ -51,6 +52,8 @@ class ForwardBench:
                 raise ValueError(
                     f"Got {name} {getattr(self, name)!r}, but expected one of {', '.join(choices)}."
                 )
+        if self.device.partition(":")[0] not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"Got device {self.device!r}, but expected auto, cpu or cuda.")
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError("Got device cuda, but there is no GPU here: give --device cpu.")
         for name in ("batch", "repeats", "height", "width", "frames"):
@@ -74,7 +77,9 @@ def bench_forward(config: ForwardBench, on_run: OnRun | None = None) -> dict[str
     Raises:
         ValueError: for a size that the model cannot take.
     """
-    device, dtype = torch.device(config.device), DTYPES[config.dtype]
+    gpu = torch.cuda.is_available()
+    place = ("cuda" if gpu else "cpu") if config.device == "auto" else config.device
+    device, dtype = torch.device(place), DTYPES[config.dtype]
     torch.manual_seed(0)
     model = _animator(config.preset, device, dtype)
     plain = _plain_unet(model)
@@ -179,13 +184,16 @@ def _inputs(
     config: ForwardBench, model: Animator, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     sizes = model.config
-    height, width = config.height or sizes.height, config.width or sizes.width
+    own = {"height": sizes.height, "width": sizes.width, "frames": sizes.num_frames}
+    if device.type == "cpu":  # the published size would take an hour
+        own = {name: min(size, CPU_SIZE[name]) for name, size in own.items()}
+    height, width = config.height or own["height"], config.width or own["width"]
     multiple = sizes.size_multiple
     if height % multiple or width % multiple:
         raise ValueError(
             f"Got {height} x {width}, but expected multiples of {multiple} for {config.preset}."
         )
-    frames, batch, cell = config.frames or sizes.num_frames, config.batch, sizes.spatial_factor
+    frames, batch, cell = config.frames or own["frames"], config.batch, sizes.spatial_factor
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, device=device, dtype=dtype)

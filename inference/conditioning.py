@@ -162,7 +162,8 @@ def _open_recogniser(config: AnimatorConfig, choice: str) -> FaceBackend | None:
     if backend.embedding_dim != config.face_embedding_dim:
         raise ValueError(
             f"Got face pack {backend.name} with embeddings of {backend.embedding_dim}, but the "
-            f"model was trained on {config.face_embedding_dim}: point ANIMATOR_MODELS at that pack."
+            f"model was trained on {config.face_embedding_dim}: use the pack it was trained with "
+            "(for the published v1 weights: `animator models pull antelopev2`)."
         )
     return backend
 

@@ -30,7 +30,7 @@ class GuidanceConfig:
     min: float = 1.0
     max: float = 1.0
     sigma_min: float = 0.0
-    sigma_max: float = math.inf
+    sigma_max: float | None = None  # no limit
     batched: bool = True  # both predictions in one call; False takes two, and half the memory
 
     def __post_init__(self) -> None:
@@ -39,7 +39,7 @@ class GuidanceConfig:
                 raise ValueError(
                     f"Got guidance.{name} {getattr(self, name)}, but expected 0 to {MAX_SCALE:g}."
                 )
-        if not 0 <= self.sigma_min <= self.sigma_max:
+        if not 0 <= self.sigma_min <= self._highest:
             raise ValueError(
                 f"Got guidance from sigma_min {self.sigma_min} to sigma_max {self.sigma_max}, but "
                 "expected 0 <= sigma_min <= sigma_max."
@@ -52,7 +52,11 @@ class GuidanceConfig:
 
     def applies(self, sigma: float) -> bool:
         """Whether a step at this noise level is guided."""
-        return (self.min, self.max) != (1.0, 1.0) and self.sigma_min <= sigma <= self.sigma_max
+        return (self.min, self.max) != (1.0, 1.0) and self.sigma_min <= sigma <= self._highest
+
+    @property
+    def _highest(self) -> float:
+        return math.inf if self.sigma_max is None else self.sigma_max
 
     def scales(self, num_frames: int) -> Tensor:
         """Strength of each frame of a clip, `(T, 1, 1, 1)`."""

@@ -28,7 +28,7 @@ class SamplerConfig:
     rho: float = 7.0
     churn: float = 0.0
     churn_min: float = 0.0
-    churn_max: float = math.inf
+    churn_max: float | None = None  # no limit
     churn_noise: float = 1.0
 
     def __post_init__(self) -> None:
@@ -49,7 +49,8 @@ def churned(
     gamma = min(S_churn / N, sqrt(2) - 1) inside [S_min, S_max]; x grows by
     sqrt(t_hat^2 - t^2) times noise of deviation S_noise.
     """
-    inside = config.churn_min <= float(sigma) <= config.churn_max
+    high = math.inf if config.churn_max is None else config.churn_max
+    inside = config.churn_min <= float(sigma) <= high
     gamma = min(config.churn / config.steps, math.sqrt(2) - 1) if inside else 0.0
     if gamma == 0:
         return x, sigma

@@ -78,6 +78,11 @@ class AnimateConfig:
             )
 
     def build_task(self, seed: int) -> "AnimateTask":
+        if self.animator.codec == "temporal_vae" and not self.start:
+            raise ValueError(
+                "This model is built on Stable Video Diffusion: give its folder, or that of a "
+                "model to train further, with --set task.start=DIR (`animator models pull svd-xt`)."
+            )
         return AnimateTask(self, open_clips(self.shards), seed)
 
 

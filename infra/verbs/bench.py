@@ -21,12 +21,12 @@ def register(app: typer.Typer) -> None:
 
 def forward(
     preset: Annotated[str, typer.Option(help="Sizes of the model: tiny or svd_xt.")] = "svd_xt",
-    height: Annotated[int | None, typer.Option(help="Pixels; the preset's by default.")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels; the preset's by default.")] = None,
-    frames: Annotated[int | None, typer.Option(help="Frames; the preset's by default.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames.")] = None,
     batch: Annotated[int, typer.Option(help="Clips at once.")] = 1,
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     repeats: Annotated[int, typer.Option(help="Rounds that are timed.")] = 5,
     compile: Annotated[bool, typer.Option("--compile", help="Through torch.compile.")] = False,
     report: Annotated[Path | None, typer.Option(help="Also write the result as JSON.")] = None,
@@ -34,7 +34,8 @@ def forward(
 ) -> None:
     """Compare the animator's forward pass with diffusers' plain UNet of the same size.
 
-    Weights are random. Example: animator bench forward --height 256 --width 256 --frames 4
+    Weights are random. Sizes are the preset's own on a GPU, and at most 256 x 256 pixels and 4
+    frames on a CPU unless given. Example: animator bench forward --dtype bf16 --report forward.json
     """
     from inference.benchmark import ForwardBench, bench_forward
     from infra.progress import stage_bar

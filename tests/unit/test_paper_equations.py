@@ -189,7 +189,8 @@ def test_algorithm_1_equals_plain_numpy(chosen):
     config = SamplerConfig(solver="heun", steps=steps, sigma_min=0.01, sigma_max=20.0, **chosen)
     sigmas = edm.karras_sigmas(steps, 0.01, 20.0).double()
     drawn = torch.Generator().manual_seed(5)
-    churned = [config.churn > 0 and config.churn_min <= t <= config.churn_max for t in sigmas[:-1]]
+    highest = np.inf if config.churn_max is None else config.churn_max
+    churned = [config.churn > 0 and config.churn_min <= t <= highest for t in sigmas[:-1]]
     noise = [
         torch.randn(ALGORITHM_SHAPE, generator=drawn).double().numpy() * config.churn_noise
         if now
@@ -216,7 +217,7 @@ def test_algorithm_1_equals_plain_numpy(chosen):
         sigmas.numpy(),
         config.churn,
         config.churn_min,
-        config.churn_max,
+        highest,
         noise,
         optimised_steps,
         rate,
