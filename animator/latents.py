@@ -45,8 +45,7 @@ class TemporalVAE(nn.Module):
     """Stable Video Diffusion's VAE, frozen.
 
     The reference is the distribution's mode, not multiplied by the scaling factor (method of
-    the paper); targets are multiplied. Latents and
-    frames come out in the decoder's data type.
+    the paper); targets are multiplied. Latents and frames come out in the decoder's data type.
 
     Args:
         vae: its encoder is kept in float32 where the decoder is float16 and the configuration
@@ -140,9 +139,10 @@ class TemporalVAE(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Frames `(T, 3, H, W)` from `(T, C, h, w)`, all of one clip.
 
-        The same as one pass over the clip (`animator.temporal_decoder`). Where gradients are on
-        and the latents ask for one, passes of `gradient_frames` are made instead, each a clip of
-        its own to the decoder.
+        The same as one pass over the clip, in cross-faded windows where its buffers exceed
+        `max_buffer_bytes` (`animator.temporal_decoder`). Where gradients are on and the latents
+        ask for one, passes of `gradient_frames` are made instead, each a clip of its own to the
+        decoder.
         """
         scaled = latents.float() / self.scaling_factor
         if torch.is_grad_enabled() and latents.requires_grad:

@@ -116,14 +116,14 @@ class _WholeClipNorm:
         All frames have as many elements, so the clip's variance is the mean of the frames'
         variances and the variance of their means.
         """
-        means = torch.cat(self.means, dim=1).double()
-        variance = torch.cat(self.variances, dim=1).double().mean(1)
+        means = torch.cat(self.means, dim=1)
+        variance = torch.cat(self.variances, dim=1).mean(1)
         variance = variance + means.var(dim=1, correction=0)
         repeats = self.norm.num_channels // self.norm.num_groups
         inverse = (variance + self.norm.eps).rsqrt().repeat_interleave(repeats)
-        scale = inverse * self.norm.weight.double()
-        shift = self.norm.bias.double() - means.mean(1).repeat_interleave(repeats) * scale
-        return scale.float().reshape(1, -1, 1, 1, 1), shift.float().reshape(1, -1, 1, 1, 1)
+        scale = inverse * self.norm.weight.float()
+        shift = self.norm.bias.float() - means.mean(1).repeat_interleave(repeats) * scale
+        return scale.reshape(1, -1, 1, 1, 1), shift.reshape(1, -1, 1, 1, 1)
 
 
 # While these streams wait for their reader they keep hold of what they need again and no more: a
