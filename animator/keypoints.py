@@ -74,6 +74,11 @@ HAND_EDGES = tuple(
     for first in (1, 5, 9, 13, 17)
     for bone in range(4)
 )
+# The same joint of the other side; in a mirrored picture it has this place in the order.
+LEFT_RIGHT = [
+    KEYPOINT_NAMES.index(name.replace("left", "~").replace("right", "left").replace("~", "right"))
+    for name in KEYPOINT_NAMES
+]
 VISIBLE = 0.3  # DWPose's threshold: a joint scored below it is missing
 
 Array = TypeVar("Array", np.ndarray, Tensor)
@@ -113,11 +118,9 @@ class SimilarityRange:
             )
 
 
-def random_similarity(
-    generator: torch.Generator, batch: int, limits: SimilarityRange
-) -> Similarity:
-    """Misalignments drawn from the given ranges; fields of shape `(B,)` and `(B, 2)`."""
-    uniform = torch.rand(batch, 4, generator=generator) * 2 - 1
+def misalignment(uniform: Tensor, limits: SimilarityRange) -> Similarity:
+    """The misalignments that four numbers of 0..1 each, `(B, 4)`, stand for."""
+    uniform = uniform * 2 - 1
     angle = torch.deg2rad(uniform[:, 1] * limits.rotation)
     return Similarity(
         scale=limits.scale ** uniform[:, 0],
@@ -125,3 +128,10 @@ def random_similarity(
         sin=angle.sin(),
         shift=uniform[:, 2:] * limits.shift,
     )
+
+
+def random_similarity(
+    generator: torch.Generator, batch: int, limits: SimilarityRange
+) -> Similarity:
+    """Misalignments drawn from the given ranges; fields of shape `(B,)` and `(B, 2)`."""
+    return misalignment(torch.rand(batch, 4, generator=generator), limits)

@@ -90,6 +90,23 @@ def pool(transforms: Similarity, centres: Tensor, weight: Tensor) -> Similarity:
     return Similarity(scale, cos, sin, shifts.quantile(0.5, dim=0))
 
 
+def pool_clip(transforms: Similarity, points: Tensor, weight: Tensor) -> Similarity:
+    """One similarity for a clip; frames that no rotation can be found for have no say.
+
+    Args:
+        transforms: fields of shape `(T,)` and `(T, 2)`.
+        points: the driven poses, `(T, N, 2)`.
+        weight: confidence that a joint is seen in both poses, `(T, N)`.
+    """
+    centres = (points * weight[..., None]).sum(1) / weight.sum(1, keepdim=True).clamp_min(1e-6)
+    return pool(transforms, centres, solved(weight))
+
+
+def solved(weight: Tensor) -> Tensor:
+    """How much each frame counts `(T,)`: 0 where too few joints `(T, N)` are common."""
+    return ((weight > 0).sum(1) >= MIN_COMMON) * weight.sum(1)
+
+
 @torch.no_grad()
 def retarget(
     block: AlignmentBlock | None,
@@ -120,17 +137,14 @@ def retarget(
     target = target.expand_as(main)
     weight = common_weight(ref_score.expand(len(main), -1), score[:, 0], thresholds)
     per = fit(main, target, weight) if block is None else block(target, main, weight)
-    common = (weight > 0).sum(1)
-    centres = (main * weight[..., None]).sum(1) / weight.sum(1, keepdim=True).clamp_min(1e-6)
-    solved = (common >= MIN_COMMON) * weight.sum(1)
-    clip = pool(per, centres, solved)
+    clip = pool_clip(per, main, weight)
     moved = apply(
         Similarity(*(f[:, None] for f in per))
         if per_frame
         else Similarity(*(f[None, None] for f in clip)),
         keypoints,
     )
-    used = solved > 0
+    used = solved(weight) > 0
     turned = per.degrees[used] - clip.degrees
     return Retargeted(
         keypoints=from_isotropic(moved.numpy(), ref_w, ref_h),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from animator.keypoints import KEYPOINT_NAMES, LIMBS, NUM_KEYPOINTS
+from animator.keypoints import KEYPOINT_NAMES, LEFT_RIGHT, LIMBS, NUM_KEYPOINTS
 from pipelines.draws import between, between_logs, normals, uniforms
 from pipelines.motion import MotionStore
 
@@ -23,10 +23,6 @@ _PERSON, _DETECTOR = 0, 1  # streams of random numbers
 _BONES = ("shoulder", "elbow", "wrist", "hip", "knee", "ankle", "nose", "eye")
 _BONES_OF_EAR = _BONES.index("eye")
 _NECK = KEYPOINT_NAMES.index("neck")
-_LEFT_RIGHT = [
-    KEYPOINT_NAMES.index(name.replace("left", "~").replace("right", "left").replace("~", "right"))
-    for name in KEYPOINT_NAMES
-]
 # Parts that detectors lose as a whole: arms, legs, face.
 _PARTS = ((3, 4), (6, 7), (9, 10), (12, 13), (0, 14, 15, 16, 17))
 
@@ -35,8 +31,8 @@ _PARTS = ((3, 4), (6, 7), (9, 10), (12, 13), (0, 14, 15, 16, 17))
 class CameraConfig:
     """How clips of poses are drawn from motion. Ranges are (from, to)."""
 
-    span: Range = (2.0, 6.0)  # seconds from a clip's first frame to its last
-    balance: float = 0.5  # a sequence's chance goes with its length to this power
+    span: Range = (2.0, 60.0)  # seconds from a clip's first frame to its last, log-uniform
+    balance: float = 1.0  # a sequence's chance goes with its length to this power
     # camera
     yaw: Range = (-180.0, 180.0)  # degrees round the person; at 0 it is seen from the front
     turn: Range = (0.0, 0.0)  # degrees that the camera goes round during a clip
@@ -75,8 +71,11 @@ class CameraConfig:
             raise ValueError(f"strip is {self.strip}, expected a part of 0,1.")
 
 
-# Whole people, every joint visible and kept in the frame, who hardly leave their place.
-FULL_BODIES = CameraConfig(full_body=1.0, walk=0.0, perfect=1.0)
+# Whole people, every joint visible and kept in the frame, who hardly leave their place, over clips
+# as long as the published training videos.
+FULL_BODIES = CameraConfig(
+    span=(60.0, 60.0), full_body=1.0, fill=(0.6, 0.95), walk=0.0, perfect=1.0
+)
 
 
 class PoseClips(NamedTuple):
@@ -139,6 +138,7 @@ class PoseSampler:
         *,
         keep: Tensor | None = None,
         sequences: Tensor | None = None,
+        in_pairs: bool = False,
     ) -> PoseClips:
         """The clips of these sample numbers.
 
@@ -147,13 +147,15 @@ class PoseSampler:
             keep: the frames to return, `(B, K)`; all of them by default. Framing and travel are
                 those of the whole clip.
             sequences: the sequence of each clip, `(B,)`; drawn by default.
+            in_pairs: every second frame is the one that follows in the motion, `num_frames` is
+                even, and what is said of frames holds for pairs.
         """
         drawn = self._numbers(samples, sequences)
-        joints = self._joints(drawn, num_frames)
+        joints = self._joints(drawn, num_frames, in_pairs)
         shapes = self._project(_with_limbs(joints, drawn.limbs, self), drawn)
         shapes = torch.where(
             (drawn.mirror < self.config.mirror)[:, None, None, None],
-            shapes[:, :, _LEFT_RIGHT] * shapes.new_tensor([-1, 1]),
+            shapes[:, :, LEFT_RIGHT] * shapes.new_tensor([-1, 1]),
             shapes,
         )
         half = _half_frames(drawn.aspect)
@@ -173,7 +175,7 @@ class PoseSampler:
         return _Drawn(
             sequence=sequences,
             start=u[1],
-            span=between(u[2], config.span),
+            span=between_logs(u[2], config.span),
             yaw=between(u[3], config.yaw),
             turn=between(u[4], config.turn),
             pitch=between(u[5], config.pitch),
@@ -192,14 +194,16 @@ class PoseSampler:
             parts=torch.stack(u[25:30], 1),
         )
 
-    def _joints(self, drawn: _Drawn, num_frames: int) -> Tensor:
+    def _joints(self, drawn: _Drawn, num_frames: int, in_pairs: bool) -> Tensor:
         """Joints in space, `(B, T, N, 3)`."""
         length = self.lengths[drawn.sequence]
         last = (length - 1).float()
         span = torch.minimum(drawn.span * self.fps[drawn.sequence], last)
         start = drawn.start * (last - span)
-        steps = torch.linspace(0, 1, num_frames)
+        steps = torch.linspace(0, 1, num_frames // 2 if in_pairs else num_frames)
         frames = (start[:, None] + span[:, None] * steps).round().long()
+        if in_pairs:
+            frames = torch.stack([frames, frames + 1], -1).flatten(1)
         frames = torch.minimum(frames, length[:, None] - 1)
         return self.joints[self.first[drawn.sequence][:, None] + frames]
 

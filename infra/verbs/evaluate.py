@@ -1,4 +1,4 @@
-"""evaluate: how good a curation or an animator is, measured."""
+"""evaluate: how good a curation, an alignment or an animator is, measured."""
 
 import json
 from pathlib import Path
@@ -16,9 +16,51 @@ ReportFile = Annotated[Path | None, typer.Option("--report", help="JSON file to 
 def register(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
     evaluate = typer.Typer(no_args_is_help=True, help="Measure how good a result is.")
+    evaluate.command("alignment")(evaluate_alignment)
     evaluate.command("curation")(evaluate_curation)
     evaluate.command("animator")(evaluate_animator)
     app.add_typer(evaluate, name="evaluate")
+
+
+def evaluate_alignment(
+    motion: Annotated[Path, typer.Option(help="Folder of motion capture: NAME.npz with joints.")],
+    report: ReportFile = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Folder of a model with an alignment block.")
+    ] = None,
+    clips: Annotated[int, typer.Option(help="Clips to measure on.")] = 300,
+    seed: Annotated[int, typer.Option(help="Chooses clips and misalignments.")] = 0,
+    setting: Annotated[
+        str,
+        typer.Option(
+            help="Poses to measure on: full, short, half, close, missing, noisy, turned, "
+            "mirrored, walking, several, aligned; or all."
+        ),
+    ] = "full",
+    as_json: AsJson = False,
+) -> None:
+    """Misalign poses of known place and compare what each method makes of them.
+
+    Dis is the mean distance of the joints to where they were, in units of the frame's longer side.
+
+    Example: animator evaluate alignment --motion motion/val --report alignment.json
+    --model runs/alignment/model --setting all
+    """
+    from inference.alignment_benchmark import evaluate_alignment as measure
+    from infra.progress import stage_bar
+
+    _check_report(report)
+    with stage_bar("evaluate") as progress:
+        result = measure(
+            motion,
+            clips=clips,
+            seed=seed,
+            model=model,
+            setting=setting,
+            on_step=lambda done, total: progress(done / total, "clips"),
+        )
+    _save(result, report)
+    emit(result, as_json=as_json, show=_alignment_lines)
 
 
 def evaluate_curation(
@@ -72,6 +114,16 @@ def evaluate_animator(
     emit(result, as_json=as_json, show=_animator_lines)
 
 
+def _alignment_lines(result: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, measured in result["settings"].items():
+        rows = measured["rows"]
+        columns = tuple(next(iter(rows.values())))
+        cells = [[row, *(f"{rows[row][key]:.4f}" for key in columns)] for row in rows]
+        lines += [f"{name}: {measured['about']}", *table(cells, header=("", *columns)), ""]
+    return [*lines, f"{result['clips']} clips; learned: {result['learned']}"]
+
+
 def _animator_lines(result: dict[str, Any]) -> list[str]:
     rows = result["rows"]
     columns = tuple(next(iter(rows.values())))
@@ -88,6 +140,12 @@ def _curation_lines(result: dict[str, Any]) -> list[str]:
 
 def _short(value: object) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _check_report(report: Path | None) -> None:
+    """Before the work, since it would be lost."""
+    if report is not None and not report.absolute().parent.is_dir():
+        raise ValueError(f"{report} cannot be written: make the folder {report.parent} first.")
 
 
 def _save(result: dict[str, Any], report: Path | None) -> None:
