@@ -12,6 +12,9 @@ Recipe = Annotated[str, typer.Option(help="Name of a recipe, a complete set of s
 Shards = Annotated[
     Path | None, typer.Option("--shards", "--data", help="Folder of shards to train on.")
 ]
+Motion = Annotated[
+    Path | None, typer.Option(help="Folder of motion capture to train on: NAME.npz with joints.")
+]
 Out = Annotated[Path, typer.Option(help="Folder of the run; an interrupted run continues there.")]
 
 
@@ -26,15 +29,17 @@ def register(app: typer.Typer) -> None:
 def train_alignment(
     out: Out,
     shards: Shards = None,
+    motion: Motion = None,
     recipe: Recipe = "alignment_tiny",
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train the pose alignment block.
+    """Train the pose alignment block on the poses of curated clips, or on motion capture.
 
-    Example: animator train alignment --shards shards --out runs/alignment --set optim.lr=3e-4
+    Example: animator train alignment --motion motion --recipe alignment_motion
+    --out runs/alignment --set optim.lr=3e-4
     """
-    _train("alignment", recipe, shards, out, settings, as_json=as_json)
+    _train("alignment", recipe, _data(shards=shards, motion=motion), out, settings, as_json=as_json)
 
 
 def train_animator(
@@ -48,13 +53,18 @@ def train_animator(
 
     Example: animator train animator --shards shards --out runs/animator --set run.num_workers=2
     """
-    _train("animator", recipe, shards, out, settings, as_json=as_json)
+    _train("animator", recipe, _data(shards=shards), out, settings, as_json=as_json)
+
+
+def _data(**folders: Path | None) -> list[str]:
+    """The folders that were given, as settings."""
+    return [f"task.{name}={folder}" for name, folder in folders.items() if folder is not None]
 
 
 def _train(
     kind: str,
     recipe: str,
-    shards: Path | None,
+    data: list[str],
     out: Path,
     settings: list[str] | None,
     *,
@@ -67,8 +77,7 @@ def _train(
     config = get_recipe(recipe)
     if config.task.name != kind:
         raise ValueError(f"recipe {recipe!r} does not train the {kind}; choose one named {kind}_…")
-    given = [f"task.shards={shards}"] if shards is not None else []
-    summary = train(apply_overrides(config, [*given, *(settings or [])]), out)
+    summary = train(apply_overrides(config, [*data, *(settings or [])]), out)
     emit(
         to_dict(summary),
         as_json=as_json,

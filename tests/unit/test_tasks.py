@@ -9,9 +9,13 @@ import torch
 
 from animator.config import AlignmentConfig, AnimatorConfig
 from animator.model import Animator
+from animator.similarity import apply, fit
 from animator.weights import load_alignment, read_config
 from pipelines.clips import ClipStore
+from pipelines.motion import MotionStore
+from pipelines.overrides import apply_overrides
 from tests.unit.test_clips import FPS, write_shard
+from tests.unit.test_motion import write_motion
 from training.align import AlignConfig, AlignTask
 from training.animate import AnimateConfig, AnimateTask, trained_frames
 from training.recipes import RECIPES, TASKS, get_recipe
@@ -130,6 +134,70 @@ def test_alignment_pairs_are_misaligned_versions_of_real_poses(shards):
     assert batch["target"].abs().max() == 0
     assert 0 < batch["driven"].abs().max() <= 0.25
     assert torch.equal(batch["driven"], task.batch(list(SAMPLES))["driven"])
+
+
+def test_alignment_pairs_from_motion_depend_on_their_samples_alone(tmp_path):
+    motion = write_motion(tmp_path / "motion")
+    config = AlignConfig(motion=str(motion))
+    task = config.build_task(seed=0)
+    whole, again = task.batch(range(64)), config.build_task(seed=0).batch([40, 7])
+    for key, value in again.items():
+        assert torch.equal(value, whole[key][[40, 7]]), key
+    assert not torch.equal(config.build_task(seed=1).batch([7])["driven"], again["driven"][1:])
+    assert task.num_samples == MotionStore(motion).num_frames
+    assert task.fingerprint == MotionStore(motion).fingerprint
+    # Two different frames of one clip, and a similarity between the driven pose and the truth.
+    assert (whole["reference"] - whole["target"]).abs().amax((1, 2)).min() > 1e-3
+    seen = torch.ones(64, 18)
+    back = apply(fit(whole["moved"], whole["target"], seen), whole["moved"])
+    torch.testing.assert_close(back, whole["target"], atol=1e-4, rtol=0)
+    assert (whole["weight"] == 0).any()
+    assert (whole["weight"] == 1).any()
+
+
+def test_the_camera_of_motion_is_a_setting(tmp_path):
+    motion = write_motion(tmp_path / "motion")
+    config = apply_overrides(
+        AlignConfig(motion=str(motion)),
+        ["camera.full_body=1", "camera.walk=0", "camera.perfect=1", "misalignment.rotation=0"],
+    )
+    batch = config.build_task(seed=0).batch(range(50))
+    assert (batch["weight"] == 1).all()
+    assert (batch["visible"] == 1).all()
+    turned = fit(batch["moved"], batch["target"], batch["weight"]).degrees
+    assert turned.abs().max() < 0.1
+
+
+def test_alignment_learns_from_motion_and_records_its_licences(tmp_path):
+    motion = write_motion(tmp_path / "motion")
+    block = AlignmentConfig(width=16, num_heads=2, encoder_depth=1, fusion_depth=1)
+    task = AlignConfig(motion=str(motion), block=block).build_task(seed=0)
+    torch.manual_seed(0)
+    model = task.build()
+    optimiser = torch.optim.Adam(model.parameters(), lr=5e-3)
+    ratios = []
+    for step in range(40):
+        loss, numbers = task.loss(model, task.batch(range(64 * step, 64 * step + 64)))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        ratios.append(loss.item() / float(numbers["distance_closed_form"]))
+    assert ratios[0] == pytest.approx(1)
+    assert np.mean(ratios[-10:]) < 0.97 * np.mean(ratios[:5])
+    task.save_model(model.state_dict(), tmp_path / "model")
+    about = read_config(tmp_path / "model")["trained_on"]["alignment"]
+    assert about["data"] == task.fingerprint
+    assert list(about["motion"]) == ["CC BY-NC 4.0 (Bandai-Namco Research Motion Dataset)"]
+
+
+def test_alignment_takes_shards_or_motion(shards, tmp_path):
+    both = AlignConfig(shards=str(shards), motion=str(write_motion(tmp_path / "motion")))
+    with pytest.raises(ValueError, match="one of them"):
+        both.build_task(seed=0)
+    with pytest.raises(ValueError, match=r"task\.motion=DIR"):
+        AlignConfig().build_task(seed=0)
+    with pytest.raises(ValueError, match="clip_frames"):
+        dataclasses.replace(both, shards="", clip_frames=1).build_task(seed=0)
 
 
 def test_tasks_without_shards_say_what_to_give():
