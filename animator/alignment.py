@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from animator.config import AlignmentConfig
-from animator.similarity import Similarity, apply, compose, fit
+from animator.similarity import Similarity, apply, compose, fit, identity, invert
 
 MAX_LOG_SCALE = 1.5  # of the learned correction: a factor of 4.5 either way
+MIN_SIZE = 1e-3  # of a person, in units of the frame's longer side
 
 
 def _feed_forward(config: AlignmentConfig) -> nn.Sequential:
@@ -104,6 +105,11 @@ class AlignmentBlock(nn.Module):
         driven = torch.where(seen[..., None], driven, torch.zeros_like(driven))
         closed_form = fit(driven, reference, weight)
         guided = apply(closed_form, driven)
+        coordinates = self._coordinates(reference, weight)
+        reference, driven, guided = (
+            torch.where(seen[..., None], apply(coordinates, points), torch.zeros_like(points))
+            for points in (reference, driven, guided)
+        )
         pair = self.encoder_m(torch.cat([reference, driven], dim=-1), missing)
         guidance = self.encoder_similarity(guided, missing)
         tokens = guidance
@@ -112,7 +118,19 @@ class AlignmentBlock(nn.Module):
         kept = seen[..., None].to(tokens.dtype)
         pooled = (tokens * kept).sum(1) / kept.sum(1).clamp_min(1)
         correction = self.head(pooled) * seen.any(1, keepdim=True)
-        return compose(_correction(correction), closed_form)
+        correction = compose(compose(invert(coordinates), _correction(correction)), coordinates)
+        return compose(correction, closed_form)
+
+    def _coordinates(self, reference: Tensor, weight: Tensor) -> Similarity:
+        """From the frame's coordinates to those the block computes in (ours)."""
+        frame = identity((len(reference),), reference)
+        if self.config.coordinates == "frame":
+            return frame
+        total = weight.sum(1, keepdim=True).clamp_min(1e-6)
+        centre = (reference * weight[..., None]).sum(1) / total
+        off = (reference - centre[:, None]).square().sum(-1)
+        size = ((off * weight).sum(1) / total[:, 0]).clamp_min(MIN_SIZE**2).sqrt()
+        return Similarity(1 / size, frame.cos, frame.sin, -centre / size[:, None])
 
 
 def _correction(output: Tensor) -> Similarity:

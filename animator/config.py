@@ -6,6 +6,7 @@ from typing import Literal
 Prediction = Literal["v", "sample"]
 ChannelOrder = Literal["rgb", "bgr"]
 PoseStyle = Literal["bold", "published"]
+PoseCoordinates = Literal["frame", "person"]
 
 
 def _require(condition: bool, given: str, expected: str) -> None:
@@ -23,6 +24,9 @@ class AlignmentConfig:
     encoder_depth: int = 2
     fusion_depth: int = 4
     feed_forward_ratio: int = 4
+    # Where the block's origin and unit are: the frame's centre and longer side, or the reference
+    # person's centre and size, so that nothing depends on where and how large people are.
+    coordinates: PoseCoordinates = "frame"
 
     def __post_init__(self) -> None:
         _require(

@@ -54,11 +54,11 @@ def alignment_demo() -> TrainConfig:
 def alignment_motion() -> TrainConfig:
     """The alignment block from motion capture, in about forty minutes on two CPU cores."""
     return TrainConfig(
-        task=AlignConfig(block=AlignmentConfig(width=128, num_heads=8)),
+        task=AlignConfig(block=AlignmentConfig(width=128, num_heads=8, coordinates="person")),
         optim=OptimConfig(
-            samples=1_024_000, lr=1e-3, schedule="cosine", final_lr=0.02, warmup_samples=12_800
+            samples=1_280_000, lr=1e-3, schedule="cosine", final_lr=0.02, warmup_samples=12_800
         ),
-        batch=BatchConfig(global_batch=256, micro_batch=128),
+        batch=BatchConfig(global_batch=128, micro_batch=64),
         ema=EmaConfig(half_life=20_000),
         checkpoint=CheckpointConfig(every_samples=102_400),
         run=RunConfig(num_workers=2),

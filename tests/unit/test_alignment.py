@@ -1,13 +1,15 @@
 """The alignment block: starts at the closed form, masks what is missing, learns."""
 
+import pytest
 import torch
 
 from animator.alignment import AlignmentBlock
 from animator.config import AlignmentConfig
 from animator.losses import alignment_loss
-from animator.similarity import apply, fit
+from animator.similarity import Similarity, apply, compose, fit, invert
 
 SMALL = AlignmentConfig(width=32, num_heads=4)
+PERSON = AlignmentConfig(width=32, num_heads=4, coordinates="person")
 
 
 def pair(batch: int, seed: int = 0):
@@ -17,18 +19,40 @@ def pair(batch: int, seed: int = 0):
     return reference, driven, torch.ones(batch, 18)
 
 
-def test_untrained_block_is_the_closed_form():
+@pytest.mark.parametrize("config", [SMALL, PERSON])
+def test_untrained_block_is_the_closed_form(config):
     reference, driven, weight = pair(4)
-    block = AlignmentBlock(SMALL)
+    block = AlignmentBlock(config)
     for got, want in zip(
         block(reference, driven, weight), fit(driven, reference, weight), strict=True
     ):
         torch.testing.assert_close(got, want)
 
 
-def trained_block() -> AlignmentBlock:
+def test_in_a_persons_coordinates_place_and_size_in_the_frame_do_not_matter():
+    reference, driven, weight = pair(3)
+    weight[:, 5:9] = 0
+    other = Similarity(
+        torch.tensor([0.4, 1.0, 2.5]),
+        torch.ones(3),
+        torch.zeros(3),
+        torch.tensor([[0.2, -0.1], [0.0, 0.3], [-0.4, 0.0]]),
+    )
+    for config, same in ((PERSON, True), (SMALL, False)):
+        block = trained_block(config)
+        here = block(reference, driven, weight)
+        there = block(apply(other, reference), apply(other, driven), weight)
+        want = compose(compose(other, here), invert(other))
+        equal = torch.allclose(apply(there, driven), apply(want, driven), atol=1e-4)
+        assert equal == same
+    # A person without extent has no size; the answer stays finite.
+    points = torch.zeros(3, 18, 2)
+    assert all(field.isfinite().all() for field in trained_block(PERSON)(points, points, weight))
+
+
+def trained_block(config: AlignmentConfig = SMALL) -> AlignmentBlock:
     torch.manual_seed(0)
-    block = AlignmentBlock(SMALL)
+    block = AlignmentBlock(config)
     torch.nn.init.normal_(block.head[-1].weight, std=0.1)
     return block.eval()
 
