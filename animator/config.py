@@ -1,12 +1,40 @@
 """Configuration of the model: one frozen dataclass a part, and the named presets."""
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+from dataclasses import dataclass, fields
+from typing import Literal, get_args, get_origin
 
 Prediction = Literal["v", "sample"]
 ChannelOrder = Literal["rgb", "bgr"]
 PoseStyle = Literal["bold", "published"]
 PoseCoordinates = Literal["frame", "person"]
+MAX_COUNT = 65_536  # of anything that is counted: a damaged file must not ask for more
+
+
+def _check_fields(config: object) -> None:
+    """Each field of a configuration is of its kind: counts are whole numbers from 1 up.
+
+    Raises:
+        ValueError: names the field.
+    """
+    for entry in fields(config):  # type: ignore[arg-type]
+        value, kind = getattr(config, entry.name), entry.type
+        if get_origin(kind) is Literal:
+            _require(value in get_args(kind), f"{entry.name} {value!r}", f"one of {get_args(kind)}")
+        elif kind is int:
+            _require(_is_count(value), f"{entry.name} {value!r}", "a whole number from 1 up")
+        elif kind == tuple[int, ...]:
+            whole = isinstance(value, tuple) and all(map(_is_count, value))
+            _require(whole and len(value) > 0, f"{entry.name} {value!r}", "whole numbers from 1 up")
+        elif kind is str:
+            _require(isinstance(value, str), f"{entry.name} {value!r}", "a text")
+        elif value is not None or kind is float:
+            real = isinstance(value, int | float) and math.isfinite(value)
+            _require(real, f"{entry.name} {value!r}", "a number")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_COUNT
 
 
 def _require(condition: bool, given: str, expected: str) -> None:
@@ -29,6 +57,7 @@ class AlignmentConfig:
     coordinates: PoseCoordinates = "frame"
 
     def __post_init__(self) -> None:
+        _check_fields(self)
         _require(
             self.width % self.num_heads == 0,
             f"width {self.width} with num_heads {self.num_heads}",
@@ -61,6 +90,7 @@ class AnimatorConfig:
     image_token: str = "thumbnail"  # or "clip_vision"
     face_embedding: str = "thumbnail"  # or "insightface"
     face_embedding_dim: int = 512
+    face_model: str = ""  # the pack whose embeddings the weights were trained on, where known
     face_channel_order: ChannelOrder = "rgb"  # as the recognition network saw the training faces
     num_face_tokens: int = 4
     face_encoder_depth: int = 4
@@ -75,6 +105,7 @@ class AnimatorConfig:
     prediction: Prediction = "sample"  # what the UNet's output is; Stable Video Diffusion: "v"
 
     def __post_init__(self) -> None:
+        _check_fields(self)
         _require(
             len(self.block_out_channels) == len(self.num_attention_heads),
             f"{len(self.block_out_channels)} block_out_channels and "
@@ -127,6 +158,7 @@ def svd_xt() -> AnimatorConfig:
         image_token="clip_vision",
         face_embedding="insightface",
         pose_style="published",
+        conditioning_fps=7.0,
         prediction="v",
     )
 

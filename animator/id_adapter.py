@@ -34,25 +34,17 @@ def statistics(features: Tensor, repeats: int = 1) -> tuple[Tensor, Tensor]:
     return mean, deviation * positive
 
 
-def _scale_and_shift(face: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-    """Eq. 14 as `face * scale + shift`, both `(N, 1, 1)` in fp32.
-
-    `image` may be one position that stands for all of the face's.
-    """
-    face_mean, face_deviation = statistics(face)
-    image_mean, image_deviation = statistics(image, face.shape[1] // image.shape[1])
-    scale = image_deviation / (face_deviation + EPSILON)
-    return scale, image_mean - face_mean * scale
-
-
-def align_distribution(face: Tensor, image: Tensor) -> Tensor:
-    """Face features with the mean and deviation of the image features (eq. 14).
+def align_and_add(face: Tensor, image: Tensor) -> Tensor:
+    """Face features with the mean and deviation of the image features, plus these (eq. 14).
 
     `face` is `(N, L, C)`, `image` the same or `(N, 1, C)` for one value at all positions; the
     result has the shape and type of `face`.
     """
-    scale, shift = _scale_and_shift(face, image)
-    return torch.addcmul(shift, face.float(), scale).to(face.dtype)
+    face_mean, face_deviation = statistics(face)
+    image_mean, image_deviation = statistics(image, face.shape[1] // image.shape[1])
+    scale = image_deviation / (face_deviation + EPSILON)
+    shift = image_mean - face_mean * scale
+    return torch.addcmul(image.float() + shift, face.float(), scale).to(face.dtype)
 
 
 def _project(attention: Attention, hidden: Tensor) -> Tensor:
@@ -107,9 +99,7 @@ class IDAdapter(nn.Module):
         )
         face = F.scaled_dot_product_attention(query, key, value)
         face = rearrange(face, "n h l d -> n l (h d)")
-        scale, shift = _scale_and_shift(face, image)
-        mixed = torch.addcmul(image.float() + shift, face.float(), scale).to(face.dtype)
-        return _finish(attn, _project(attn, mixed), hidden_states)
+        return _finish(attn, _project(attn, align_and_add(face, image)), hidden_states)
 
 
 class ImageTokenAttention:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from animator.config import AnimatorConfig
@@ -122,8 +121,16 @@ class Animator(nn.Module):
             `(B, T, C, h, w)`.
 
         Raises:
-            ValueError: for a sample whose channels or size do not fit the configuration.
+            ValueError: for inputs whose shapes do not fit the configuration or each other.
         """
+        self._check(sample)
+        self._check_conditions(
+            sample,
+            image_token=image_token,
+            face_embedding=face_embedding,
+            pose_images=pose_images,
+            added_time_ids=added_time_ids,
+        )
         features = None if pose_images is None else self.pose_net(pose_images.to(self.dtype))
         return self.denoise(
             sample,
@@ -166,6 +173,22 @@ class Animator(nn.Module):
             )
         return output[0]
 
+    def _check_conditions(self, sample: Tensor, **given: Tensor | None) -> None:
+        config, (batch, frames) = self.config, sample.shape[:2]
+        height, width = (side * config.spatial_factor for side in sample.shape[-2:])
+        expected = {
+            "image_token": (batch, 1, config.cross_attention_dim),
+            "face_embedding": (batch, config.face_embedding_dim),
+            "pose_images": (batch * frames, config.pose_channels[0], height, width),
+            "added_time_ids": (batch, 3),
+        }
+        for name, value in given.items():
+            if value is not None and tuple(value.shape) != expected[name]:
+                raise ValueError(
+                    f"Got {name} of shape {tuple(value.shape)}, but expected {expected[name]} for "
+                    f"a sample of shape {tuple(sample.shape)}."
+                )
+
     def _check(self, sample: Tensor) -> None:
         channels = 2 * self.config.latent_channels
         if sample.ndim != 5 or sample.shape[2] != channels:
@@ -193,8 +216,3 @@ def conditioning_networks(config: AnimatorConfig) -> tuple[PoseNet, FaceEncoder]
         config.face_head_dim,
     )
     return pose_net, face_encoder
-
-
-def flatten_frames(frames: Tensor) -> Tensor:
-    """`(B, T, C, H, W)` to `(B·T, C, H, W)`, as PoseNet takes them."""
-    return rearrange(frames, "b t c h w -> (b t) c h w")

@@ -32,6 +32,7 @@ from animator.weights import ANIMATOR_PARTS
 V1_SAMPLING = {"solver": "euler", "steps": 25, "sigma_min": 0.002, "sigma_max": 700.0, "rho": 7.0}
 V1_GUIDANCE = 3.0
 V1_FPS = 7.0
+V1_FACE_MODEL = "antelopev2"
 V1_SIDE = 512  # pixels; v1 was trained at 512 x 512 and 576 x 1024
 # Settings of diffusers' UNet that say what it is built of, not how large it is.
 _UNET_SIZES = (
@@ -48,8 +49,18 @@ def sizes_from_unet(config: Mapping[str, Any], what: object) -> AnimatorConfig:
     """The `svd_xt` preset with the sizes of a diffusers UNet configuration.
 
     Raises:
-        WeightsError: for a UNet of another structure than Stable Video Diffusion's.
+        WeightsError: for a UNet of another structure than Stable Video Diffusion's, and for
+            settings that are no sizes.
     """
+    try:
+        return _sizes_from_unet(config, what)
+    except WeightsError:
+        raise
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise WeightsError(f"{what} has sizes that do not go together: {error}") from None
+
+
+def _sizes_from_unet(config: Mapping[str, Any], what: object) -> AnimatorConfig:
     preset = svd_xt()
     values: dict[str, Any] = {}
     depth = len(config.get("block_out_channels", preset.block_out_channels))
@@ -81,12 +92,7 @@ def sizes_from_unet(config: Mapping[str, Any], what: object) -> AnimatorConfig:
             raise WeightsError(f"{what}: {name} is {given}, but the method is built on {wanted}.")
     multiple = preset.spatial_factor * 2 ** (depth - 1)
     side = max(1, V1_SIDE // multiple) * multiple
-    try:
-        return dataclasses.replace(
-            preset, latent_channels=latents, height=side, width=side, **values
-        )
-    except (TypeError, ValueError) as error:
-        raise WeightsError(f"{what} has sizes that do not go together: {error}") from None
+    return dataclasses.replace(preset, latent_channels=latents, height=side, width=side, **values)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -215,6 +221,7 @@ def animator_from_v1(
     sizes = dataclasses.replace(
         sizes,
         face_channel_order=channel_order,
+        face_model=V1_FACE_MODEL,
         conditioning_fps=V1_FPS,
         **_pose_sizes(states["pose_net"], folder / "pose_net.pth"),
         **_face_sizes(states["face_encoder"], sizes, folder / "face_encoder.pth"),
@@ -276,11 +283,18 @@ def _read_pickle(path: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
                 f"{path}: {key!r} is a {type(value).__name__}, but a plain state dict holds "
                 "tensors only."
             )
+        if (
+            value.layout != torch.strided
+            or value.device.type != "cpu"
+            or (not value.is_floating_point())
+        ):
+            raise WeightsError(
+                f"{path}: {key} is a {value.dtype} tensor ({value.layout}, {value.device}), but "
+                "weights are dense real numbers."
+            )
     if all(key.startswith("module.") for key in state):  # as saved from a distributed wrapper
         state = {key.removeprefix("module."): value for key, value in state.items()}
-    if dtype is None:
-        return dict(state)
-    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+    return {key: value if dtype is None else value.to(dtype) for key, value in state.items()}
 
 
 def _first_sentence(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from animator.alignment import AlignmentBlock
@@ -80,7 +81,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     try:
         config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} cannot be read as JSON: {error}.") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise WeightsError(f"{path} is not of format {FORMAT}; this version reads no other.")
@@ -107,10 +108,32 @@ def read_sizes(kind: type[Config], stored: Any, path: Path) -> Config:
         raise WeightsError(f"{path} has sizes that do not go together: {error}") from None
 
 
+def encoder_files(source: Path) -> dict[str, list[Path]]:
+    """Settings and weights of each frozen encoder in a folder of Stable Video Diffusion.
+
+    Full precision is taken where the folder has both.
+
+    Raises:
+        WeightsError: where the folder lacks one of them.
+    """
+    found: dict[str, list[Path]] = {}
+    for name, stem in ENCODERS.items():
+        config = source / name / "config.json"
+        choices = (source / name / f"{stem}{suffix}.safetensors" for suffix in ("", ".fp16"))
+        weights = [path for path in choices if path.is_file()][:1]
+        if not weights or not config.is_file():
+            raise WeightsError(
+                f"{source / name} has no config.json with {stem}[.fp16].safetensors: expected a "
+                "folder of Stable Video Diffusion in diffusers' layout."
+            )
+        found[name] = [config, *weights]
+    return found
+
+
 def add_encoders(folder: Path, source: Path) -> list[str]:
     """Copy the frozen encoders of Stable Video Diffusion into a model folder.
 
-    Full precision is taken where the source has both. Each encoder is there completely or not.
+    Each encoder is there completely or not.
 
     Args:
         source: a folder in diffusers' layout, with `vae/` and `image_encoder/`.
@@ -122,15 +145,7 @@ def add_encoders(folder: Path, source: Path) -> list[str]:
         WeightsError: where the source lacks one of them.
     """
     copied: list[str] = []
-    for name, stem in ENCODERS.items():
-        files = [source / name / "config.json"]
-        choices = (source / name / f"{stem}{suffix}.safetensors" for suffix in ("", ".fp16"))
-        files += [path for path in choices if path.is_file()][:1]
-        if len(files) < 2 or not files[0].is_file():
-            raise WeightsError(
-                f"{source / name} has no config.json with {stem}[.fp16].safetensors: expected a "
-                "folder of Stable Video Diffusion in diffusers' layout."
-            )
+    for name, files in encoder_files(source).items():
         with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.") as scratch:
             staged = Path(scratch) / name
             staged.mkdir()
@@ -164,6 +179,7 @@ def load_alignment(folder: Path) -> AlignmentBlock | None:
     if "alignment" not in config:
         return None
     sizes = read_sizes(AlignmentConfig, config["alignment"], folder / "config.json")
-    block = AlignmentBlock(sizes)
+    with torch.device("meta"):
+        block = AlignmentBlock(sizes)
     load_component(block, folder, "alignment")
     return block.eval()

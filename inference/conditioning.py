@@ -5,7 +5,6 @@ Shapes: B batch, T frames, H W pixels, C latent channels, h w latent size, D con
 E face embedding.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,9 @@ from animator.image_token import open_image_token
 from animator.latents import LatentCodec, open_codec
 from animator.skeleton import draw_pose
 from pipelines.faces import Face, FaceBackend, open_face_backend
+from pipelines.models import locate_face_pack
+
+FRAMES_AT_ONCE = 16
 
 
 def to_tensor(frames: np.ndarray) -> Tensor:
@@ -29,9 +31,13 @@ def to_tensor(frames: np.ndarray) -> Tensor:
 
 
 def to_frames(images: Tensor) -> np.ndarray:
-    """Float `(..., 3, H, W)` in [-1, 1] to uint8 RGB `(..., H, W, 3)`."""
-    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return rearrange(pixels, "... c h w -> ... h w c").cpu().numpy()
+    """Float `(T, 3, H, W)` in [-1, 1] to uint8 RGB `(T, H, W, 3)`, a few frames at a time."""
+    frames = np.empty((len(images), *images.shape[2:], 3), np.uint8)
+    for begin in range(0, len(images), FRAMES_AT_ONCE):
+        part = images[begin : begin + FRAMES_AT_ONCE].float()
+        pixels = ((part.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        frames[begin : begin + len(part)] = rearrange(pixels, "t c h w -> t h w c").cpu().numpy()
+    return frames
 
 
 def pose_images(
@@ -85,6 +91,13 @@ class ReferenceEncoder(nn.Module):
         )
         self.face_thumbnail = FaceThumbnail(config.face_embedding_dim)
         self.recogniser = _open_recogniser(config, face)
+        self.warnings: list[str] = []
+        if self.recogniser is not None and config.face_model:
+            if self.recogniser.name != f"insightface:{config.face_model}":
+                self.warnings.append(
+                    f"the model learned faces from {config.face_model}, but {self.recogniser.name} "
+                    "gives others: the person's identity will suffer"
+                )
 
     @property
     def needs_full_frames(self) -> bool:
@@ -130,7 +143,8 @@ class ReferenceEncoder(nn.Module):
             return torch.from_numpy(embedding)
         box = torch.from_numpy(np.asarray(face.box, np.float32))
         crops = crop_faces(to_tensor(frame)[None], box[None])
-        return self.face_thumbnail(crops)[0]
+        place = next(self.face_thumbnail.buffers()).device
+        return self.face_thumbnail(crops.to(place))[0].cpu()
 
     @torch.no_grad()
     def reference_latents(self, images: Tensor) -> Tensor:
@@ -158,12 +172,16 @@ def _open_recogniser(config: AnimatorConfig, choice: str) -> FaceBackend | None:
         raise ValueError(
             f"Got face embedding {config.face_embedding!r}, but expected thumbnail or insightface."
         )
-    backend = open_face_backend("insightface" if choice == "auto" else choice)
+    if choice == "auto":
+        own = config.face_model and locate_face_pack(config.face_model)
+        choice = f"insightface:{config.face_model}" if own else "insightface"
+    backend = open_face_backend(choice)
     if backend.embedding_dim != config.face_embedding_dim:
+        wanted = config.face_model or "the pack it was trained with"
         raise ValueError(
             f"Got face pack {backend.name} with embeddings of {backend.embedding_dim}, but the "
-            f"model was trained on {config.face_embedding_dim}: use the pack it was trained with "
-            "(for the published v1 weights: `animator models pull antelopev2`)."
+            f"model was trained on {config.face_embedding_dim}: give it {wanted} (`animator models "
+            "pull` fetches the known packs)."
         )
     return backend
 
@@ -190,8 +208,3 @@ def face_mask(boxes: np.ndarray, size: tuple[int, int], cell: int) -> np.ndarray
 def _overlap(edges: np.ndarray, low: float, high: float) -> np.ndarray:
     """Covered share of each unit interval between consecutive edges."""
     return np.clip(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0, 1)
-
-
-def largest_face(faces: Sequence[Face]) -> Face | None:
-    """The face with the largest box, or None."""
-    return max(faces, key=lambda f: float(np.prod(f.box[2:] - f.box[:2])), default=None)

@@ -19,6 +19,7 @@ from animator.keypoints import BODY, KEYPOINT_NAMES, VISIBLE
 from inference.pipeline import AnimationPipeline, AnimationResult, Pose
 from inference.requests import AnimationRequest
 from pipelines.faces import Face, open_face_backend
+from pipelines.framing import fit
 from pipelines.images import read_image
 from pipelines.overrides import apply_overrides, to_dict
 from pipelines.pose import PoseTrack
@@ -116,10 +117,12 @@ class AnimationEngine:
         """
         progress = progress or _ignore
         timings = Timings()
+        size = self.pipeline.frame_size(size)
         with timings.stage("read"):
             progress(0.0, "reading")
             self._check_paths(request)
             image = read_image(request.reference)
+            fit(image.shape[:2], size, framing)  # refuses what it cannot do before any work
             info = probe(request.driving, self.limits)
         with timings.stage("perception"):
             progress(0.02, "finding the person")
@@ -218,7 +221,9 @@ class AnimationEngine:
             with timings.stage("encoding"):
                 sound = request.driving if info.has_audio else None
                 written = encode(staged, result.frames, fps=info.fps, audio_from=sound)
-            warnings = [written.audio_note] if written.audio_note else []
+            warnings = [*self.pipeline.encoder.warnings]
+            if written.audio_note:
+                warnings.append(written.audio_note)
             if face is None:
                 warnings.append("no face was found in the reference: its identity is not guided")
             if result.alignment.method != "none" and not result.alignment.frames_used:

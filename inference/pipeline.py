@@ -165,7 +165,7 @@ class AnimationPipeline:
         Raises:
             ValueError: for options out of range.
         """
-        size = self._checked_size(size)
+        size = self.frame_size(size)
         settings = settings or self.settings
         frame = fit(reference.shape[:2], size, framing)
         sizes = (reference_pose.size, driving_pose.size)
@@ -196,7 +196,12 @@ class AnimationPipeline:
             _crop(frames, frame), _crop(poses, frame), alignment, frame, settings
         )
 
-    def _checked_size(self, size: tuple[int, int] | None) -> tuple[int, int]:
+    def frame_size(self, size: tuple[int, int] | None) -> tuple[int, int]:
+        """(height, width) to work at: the one asked for, or the model's own.
+
+        Raises:
+            ValueError: for one that the network cannot halve as often as it does.
+        """
         if size is None:
             return self.config.height, self.config.width
         multiple = self.config.size_multiple
@@ -232,8 +237,10 @@ class AnimationPipeline:
         context = self.animator.context(token, embedding[None].to(self.device))
         noise = torch.randn(image.shape, generator=generator).to(image)
         noisy = image + self.config.noise_augmentation * noise
-        drawn = to_tensor(poses).split(POSE_CHUNK)
-        features = [self.animator.pose_net(p.to(self.device, context.dtype)) for p in drawn]
+        features = [
+            self.animator.pose_net(to_tensor(part).to(self.device, context.dtype))
+            for part in np.split(poses, range(POSE_CHUNK, len(poses), POSE_CHUNK))
+        ]
         return Conditions(
             context,
             torch.cat(features),
@@ -264,6 +271,11 @@ class AnimationPipeline:
             generator=generator,
             on_step=None if on_step is None else lambda i: on_step(i + 1, sampling.steps),
         )
+        if not latents.isfinite().all():
+            raise ValueError(
+                "Sampling ended in numbers that are not finite: try another --dtype (fp32 is the "
+                "safest) or the model's own sampler settings."
+            )
         return to_frames(self.encoder.codec.decode(latents[0]))
 
 
@@ -276,7 +288,8 @@ def weights_dtype(choice: str, device: torch.device) -> torch.dtype:
     if choice == "auto":
         if device.type != "cuda":
             return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
     if choice not in DTYPES:
         raise ValueError(f"Got dtype {choice!r}, but expected auto, {', '.join(DTYPES)}.")
     return DTYPES[choice]

@@ -39,6 +39,22 @@ class SamplerConfig:
                 f"Got sigma_min {self.sigma_min} and sigma_max {self.sigma_max}, but expected "
                 "0 < sigma_min < sigma_max."
             )
+        if not math.isfinite(self.sigma_max) or not 1 <= self.rho <= 100:
+            raise ValueError(
+                f"Got sigma_max {self.sigma_max} and rho {self.rho}, but expected a finite noise "
+                "level and rho from 1 to 100."
+            )
+        limits = (self.churn, self.churn_noise, self.churn_min)
+        if not all(math.isfinite(value) and value >= 0 for value in limits):
+            raise ValueError(
+                f"Got churn {self.churn}, churn_noise {self.churn_noise} and churn_min "
+                f"{self.churn_min}, but expected numbers of at least 0."
+            )
+        if self.churn_max is not None and not self.churn_max >= self.churn_min:
+            raise ValueError(
+                f"Got churn_min {self.churn_min} and churn_max {self.churn_max}, but expected "
+                "churn_min <= churn_max."
+            )
 
 
 def churned(

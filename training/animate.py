@@ -61,6 +61,7 @@ class AnimateConfig:
     sigma_spread: float = 1.6
     drop_image_token: float = 0.05
     drop_reference: float = 0.05
+    gradient_checkpointing: bool = False  # recompute the UNet's blocks: slower, far less memory
     sampling: SamplerConfig = field(  # what the released model is sampled with by default
         default_factory=lambda: SamplerConfig(steps=16, sigma_min=0.02, sigma_max=80.0)
     )
@@ -113,9 +114,12 @@ class AnimateTask:
 
     def build(self) -> nn.Module:
         config = self.config
-        if not config.start:
-            return Animator(config.animator).train()
-        return starting_animator(Path(config.start), config.animator).train()
+        if config.start:
+            model = starting_animator(Path(config.start), config.animator)
+        else:
+            model = Animator(config.animator)
+        model.enable_gradient_checkpointing(config.gradient_checkpointing)
+        return model.train()
 
     def prepare(self, device: torch.device) -> None:
         self.device = device

@@ -105,7 +105,7 @@ def animator_demo() -> TrainConfig:
 
 
 def animator_svd_xt() -> TrainConfig:
-    """The published sizes and settings, on eight GPUs of 80 GB."""
+    """The published sizes, learning rate and clips, on eight GPUs of 80 GB."""
     return TrainConfig(
         task=AnimateConfig(
             animator=svd_xt(),
@@ -114,6 +114,7 @@ def animator_svd_xt() -> TrainConfig:
             sigma_mean=0.7,  # of Stable Video Diffusion itself
             drop_image_token=0.2,
             drop_reference=0.2,
+            gradient_checkpointing=True,
         ),
         optim=OptimConfig(samples=100_000, lr=1e-5, warmup_samples=4_000),
         batch=BatchConfig(global_batch=8),

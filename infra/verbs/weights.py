@@ -46,6 +46,7 @@ def import_v1(
     """
     from animator import licences
     from animator.published import V1_GUIDANCE, V1_SAMPLING, animator_from_v1, v1_files
+    from animator.weights import encoder_files
 
     folder = folder or _pulled("stableanimator-v1")
     if folder is None:
@@ -57,6 +58,8 @@ def import_v1(
     if channel_order not in ("rgb", "bgr"):
         raise ValueError(f"--channel-order is {channel_order!r}, expected rgb or bgr.")
     svd = svd or _pulled("svd-xt")
+    if svd is not None:
+        encoder_files(svd)  # named before the checkpoints are read
     model = animator_from_v1(folder, channel_order=channel_order, dtype=_dtype(dtype))
     about = {
         "sampling": V1_SAMPLING,
@@ -86,8 +89,12 @@ def from_svd(
 
     from animator import licences
     from animator.published import animator_from_svd, diffusers_files
+    from animator.weights import encoder_files
 
     _check_target(out)
+    encoders = folder if (folder / "unet").is_dir() else folder.parent
+    if folder.is_dir():
+        encoder_files(encoders)
     torch.manual_seed(seed)
     model = animator_from_svd(folder, variant=variant, dtype=_dtype(dtype))
     unet = folder / "unet" if (folder / "unet").is_dir() else folder
@@ -99,13 +106,15 @@ def from_svd(
             "files": _digests(diffusers_files(unet, variant)),
         },
     }
-    encoders = folder if (folder / "unet").is_dir() else folder.parent
     emit(_write(model, out, encoders, about), as_json=as_json, show=lambda r: _lines(r, out))
 
 
 def _check_target(out: Path) -> None:
-    if (out / "config.json").exists():
-        raise ValueError(f"{out} already holds a model: give another folder, or remove it first.")
+    for name in ("config.json", "vae", "image_encoder", "unet"):
+        if (out / name).exists():
+            raise ValueError(
+                f"{out} already holds {name}: give another folder, or remove this one first."
+            )
 
 
 def _dtype(name: str) -> Any:

@@ -194,3 +194,33 @@ def test_a_models_own_settings_can_be_changed(model, files, tmp_path):
     assert record["sampling"]["guidance"]["max"] == 2.5
     with pytest.raises(ValueError, match=r"sampling\.chrun"):
         AnimationEngine(model, changes=["sampling.chrun=1"])
+
+
+def test_conditions_are_encoded_once_a_clip_however_many_steps(model, files, tmp_path):
+    engine = AnimationEngine(model, changes=["sampling.steps=5", "guidance.max=2"])
+    calls = {"pose_net": 0, "face_encoder": 0, "unet": 0}
+
+    def count(name):
+        def hook(*_):
+            calls[name] += 1
+
+        return hook
+
+    for name in calls:
+        getattr(engine.pipeline.animator, name).register_forward_hook(count(name))
+    engine.run(request(files, tmp_path / "out.mp4"))
+    # Seven frames in windows of three with none shared: three calls of the UNet a step.
+    assert calls["unet"] == 5 * 3
+    assert calls["face_encoder"] == 1
+    assert calls["pose_net"] == 1
+
+
+def test_numbers_that_are_not_finite_are_an_error_and_no_video(model, files, tmp_path):
+    import torch
+
+    engine = AnimationEngine(model)
+    with torch.no_grad():
+        engine.pipeline.animator.unet.conv_out.bias.fill_(float("nan"))
+    with pytest.raises(ValueError, match="not finite"):
+        engine.run(request(files, tmp_path / "out.mp4"))
+    assert not (tmp_path / "out.mp4").exists()

@@ -39,7 +39,19 @@ def test_imported_weights_are_recorded_with_their_source_and_licence(folders, tm
     assert config["guidance"] == 3.0
     assert sorted(path.name for path in out.iterdir() if path.is_dir()) == ["image_encoder", "vae"]
     again = RUN.invoke(app, ["weights", "import-v1", str(folders["v1"]), "--out", str(out)])
-    assert "already holds a model" in str(again.exception)
+    assert "already holds config.json" in str(again.exception)
+    source = str(folders["svd"])
+    onto = RUN.invoke(app, ["weights", "from-svd", source, "--out", source])
+    assert "already holds vae" in str(onto.exception)
+
+
+def test_an_incomplete_start_is_named_before_anything_is_written(folders, tmp_path, no_models):
+    half = tmp_path / "half"
+    (half / "vae").mkdir(parents=True)
+    arguments = ["weights", "import-v1", str(folders["v1"]), "--svd", str(half)]
+    result = RUN.invoke(app, [*arguments, "--out", str(tmp_path / "model")])
+    assert "has no config.json with diffusion_pytorch_model" in str(result.exception)
+    assert not (tmp_path / "model").exists()
 
 
 def test_without_the_encoders_the_import_says_what_is_missing(folders, tmp_path, no_models):
@@ -69,6 +81,8 @@ def test_published_weights_animate_a_real_picture(folders, tmp_path, data_root, 
     assert "non-commercial" in record["models"]["animator"]["licence"]
     assert record["models"]["image_token"]["name"] == "clip_vision"
     assert record["models"]["face_embedding"]["name"].startswith("insightface")
+    # The small pack is not the one that v1 was trained with, and that is said.
+    assert any("learned faces from antelopev2" in text for text in record["warnings"])
     assert probe(tmp_path / "out.mp4").num_frames == record["video"]["frames"] == 6
 
 

@@ -88,20 +88,6 @@ def test_outside_of_the_interval_one_call_does(model, conditions):
     torch.testing.assert_close(outside, plain)
 
 
-def test_conditions_are_encoded_once_a_clip(model, conditions):
-    calls = []
-    hooks = [
-        part.register_forward_hook(lambda *_: calls.append(1))
-        for part in (model.pose_net, model.face_encoder)
-    ]
-    try:
-        denoise(model, conditions, STRONG, frames=5)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    assert not calls
-
-
 def test_windows_see_their_own_poses_and_strengths(model, conditions):
     whole = denoise(model, conditions, GuidanceConfig(min=1.0, max=3.0), frames=5)
     assert whole.shape[1] == 5

@@ -187,3 +187,21 @@ def test_gradient_checkpointing_recomputes():
             model(*inputs(SMALL, batch=1))
         kept.append(saved[0])
     assert kept[1] < 0.7 * kept[0]
+
+
+@pytest.mark.parametrize(
+    ("which", "change", "said"),
+    [
+        (2, lambda x: x.repeat(1, 2, 1), "image_token of shape"),
+        (3, lambda x: x[:1], "face_embedding of shape"),
+        (3, lambda x: x[:, :128], "face_embedding of shape"),
+        (4, lambda x: x[:1], "pose_images of shape"),
+        (4, lambda x: x[..., :16], "pose_images of shape"),
+        (5, lambda x: x[:1], "added_time_ids of shape"),
+    ],
+)
+def test_conditions_that_do_not_fit_the_sample_are_named(which, change, said):
+    given = inputs(SMALL)
+    given[which] = change(given[which])
+    with pytest.raises(ValueError, match=said):
+        Animator(SMALL)(*given)

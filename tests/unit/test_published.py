@@ -210,3 +210,33 @@ def test_a_unet_of_another_structure_is_refused(v1):
     (v1 / "config.json").write_text(json.dumps(config))
     with pytest.raises(WeightsError, match="do not go together"):
         animator_from_v1(v1)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.empty(1, device="meta"),
+        torch.ones(1).to_sparse(),
+        torch.ones(1, dtype=torch.complex64),
+        torch.ones(1, dtype=torch.int64),
+    ],
+)
+def test_tensors_that_are_no_weights_are_named(v1, tensor):
+    rewrite(v1 / "pose_net.pth", lambda s: s.update({"scale": tensor}))
+    with pytest.raises(WeightsError, match=r"scale is a .* dense real numbers"):
+        animator_from_v1(v1)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"block_out_channels": 5},
+        {"addition_time_embed_dim": None},
+        {"num_attention_heads": [0, 4, 4, 4]},
+        {"cross_attention_dim": "wide"},
+    ],
+)
+def test_sizes_that_are_none_are_named(v1, wrong):
+    (v1 / "config.json").write_text(json.dumps({"unet_config": {**UNET, **wrong}}))
+    with pytest.raises(WeightsError, match=r"do not go together|is "):
+        animator_from_v1(v1)

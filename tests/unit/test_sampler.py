@@ -48,7 +48,17 @@ def test_refinement_and_progress_are_called_at_each_step():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("steps", 0), ("sigma_min", -1.0), ("sigma_max", 0.001)]
+    ("field", "value"),
+    [
+        ("steps", 0),
+        ("sigma_min", -1.0),
+        ("sigma_max", 0.001),
+        ("sigma_max", float("inf")),
+        ("rho", 0.0),
+        ("churn", -50.0),
+        ("churn_noise", float("nan")),
+        ("churn_max", -1.0),
+    ],
 )
 def test_settings_out_of_range_are_refused(field, value):
     with pytest.raises(ValueError, match="expected"):

@@ -58,7 +58,7 @@ def test_other_sizes_in_the_config_are_named(folder):
     config = json.loads((folder / "config.json").read_text())
     config["animator"]["face_embedding_dim"] = 128
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(WeightsError, match=r"face_encoder.*has shape \(1024, 512\)|proj"):
+    with pytest.raises(WeightsError, match=r"face_encoder\.safetensors.*proj\.0\.weight has shape"):
         Animator.from_pretrained(folder)
 
 
@@ -103,3 +103,40 @@ def test_a_folder_being_written_is_no_model_until_it_is_whole(folder):
         save_model(folder, animator=(SMALL, state))
     with pytest.raises(WeightsError, match="is not a model folder"):
         Animator.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("prediction", "eps"),
+        ("pose_style", "publishd"),
+        ("face_channel_order", "grb"),
+        ("height", 64.0),
+        ("num_frames", 0),
+        ("num_frames", True),
+        ("cross_attention_dim", "a"),
+        ("layers_per_block", None),
+        ("layers_per_block", 10**9),
+        ("face_head_dim", 0),
+        ("block_out_channels", [32, "x", 64]),
+        ("noise_augmentation", "little"),
+        ("conditioning_fps", "fast"),
+    ],
+)
+def test_settings_of_a_wrong_kind_are_named(folder, name, value):
+    config = json.loads((folder / "config.json").read_text())
+    config["animator"][name] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match=name):
+        Animator.from_pretrained(folder)
+
+
+def test_a_folder_cannot_ask_for_memory_that_its_files_do_not_fill(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["alignment"]["width"] = 65_536
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match="has shape"):
+        load_alignment(folder)
+    (folder / "config.json").write_text("[" * 100_000)
+    with pytest.raises(WeightsError, match="cannot be read as JSON"):
+        read_config(folder)
