@@ -34,7 +34,7 @@ OnStep = Callable[[int, int], None]  # (clips done, clips in all)
 NUM_FRAMES = 48
 MIN_SEEN = 6  # joints that a reference shows, where the clip has such a frame
 _CHUNK = 32  # clips measured at once
-_BLOCK_FRAMES = 1024  # frames that go through the block at once
+_BLOCK_FRAMES = 128  # frames that go through the block at once; more fall out of the cache
 _CHOICE, _MISALIGN = 100, 101  # streams of random numbers
 _PERSON = 1 << 32  # between the seeds of people of one frame
 
