@@ -19,7 +19,7 @@ from animator.onnx_shapes import SHAPES
 
 OPERATORS = {**LAYERS, **SHAPES}
 MAX_BYTES = 2**30  # four times the largest published recogniser
-MAX_NODES = 20_000
+MAX_NODES = 4096  # iResNet-100 has some 500; small networks with computed shapes have 800
 OPSETS = range(7, 26)  # what the operators follow
 _OWN_DOMAIN = ("", "ai.onnx")
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-# What a few numbers in a file may ask for; a recogniser's largest feature map is far below.
+# Numbers in one tensor of one sample; a recogniser's largest feature map, or weight, is far below.
 MAX_ELEMENTS = 2**26
 
 
@@ -54,13 +54,15 @@ def integers(sizes: Tensor) -> list[int]:
     """The numbers of an integer tensor."""
     if sizes.is_floating_point():
         raise ValueError("sizes must be integers")
+    if sizes.is_meta:
+        raise ValueError("sizes follow from the input's numbers, which is not supported")
     return sizes.reshape(-1).tolist()
 
 
-def require_elements(shape: Sequence[int]) -> None:
-    """ValueError for a shape that no recogniser has."""
-    if math.prod(shape) > MAX_ELEMENTS:
-        raise ValueError(f"a tensor of {list(shape)} is more than {MAX_ELEMENTS} numbers")
+def require_elements(shape: Sequence[int], batch: int = 1) -> None:
+    """ValueError for a shape that no recogniser has, with so many samples."""
+    if math.prod(shape) > MAX_ELEMENTS * batch:
+        raise ValueError(f"a tensor of {list(shape)} is more than {MAX_ELEMENTS * batch} numbers")
 
 
 def pad_axes(x: Tensor, begin: Sequence[int], end: Sequence[int], value: float = 0.0) -> Tensor:

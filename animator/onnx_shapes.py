@@ -76,7 +76,8 @@ def slice_axes(
         if step == 1:
             x = x.narrow(axis, kept.start, len(kept))
         else:
-            x = x.index_select(axis, torch.tensor(list(kept), dtype=torch.long, device=x.device))
+            count = torch.arange(len(kept), device=x.device)
+            x = x.index_select(axis, kept.start + kept.step * count)
     return x
 
 

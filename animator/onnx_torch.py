@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from animator.onnx_file import OPERATORS, Graph, OnnxError, read_graph
+from animator.onnx_limits import ShapeRun
 from animator.onnx_node import Node
 
 
@@ -83,6 +84,11 @@ class OnnxNetwork(nn.Module):
                 del values[name]
         return values[self._output]
 
+    def _run_shapes(self, samples: Tensor) -> None:
+        """Go through the graph without computing; ValueError where it asks for too much."""
+        with ShapeRun(len(samples)):
+            self._run(samples.to("meta"))
+
     @torch.no_grad()
     def _try(self, sample: tuple[int, ...]) -> int:
         """Run it, and find out whether the graph carries a batch; the output's D.
@@ -93,6 +99,7 @@ class OnnxNetwork(nn.Module):
         generator = torch.Generator().manual_seed(0)
         pair = torch.rand((2, *sample), generator=generator) * 2 - 1
         try:
+            self._run_shapes(pair[1:])
             single = self._run(pair[1:])
         except Exception as error:  # whatever torch raises for a node's numbers
             raise OnnxError(f"cannot be run: {_reason(error)}") from error
@@ -104,6 +111,7 @@ class OnnxNetwork(nn.Module):
         if not bool(torch.isfinite(single).all()):
             raise OnnxError("gives numbers that are not finite; fetch the file again")
         try:
+            self._run_shapes(pair)
             both = self._run(pair)
         except Exception:  # a batch of two is what the graph may not be made for
             self._one_by_one = True
@@ -117,6 +125,8 @@ class OnnxNetwork(nn.Module):
 
 def _in_one_place(inputs: Sequence[Tensor | None], samples: Tensor) -> list[Tensor | None]:
     """Numbers that were computed from sizes join the samples' device and type where they meet."""
+    if samples.is_meta:  # shapes alone, for which numbers stay what they are
+        return list(inputs)
 
     def stray(value: Tensor) -> bool:
         return value.dtype != samples.dtype or value.device != samples.device

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -349,6 +350,73 @@ def test_requests_for_endless_memory_are_refused(tmp_path: Path):
     s = Sketch(opset=11)
     x = s.op("Pad", "data", s.sizes(0, 0, 2**30, 0, 0, 0, 0, 0))
     refused(s.save(tmp_path / "net.onnx", s.op("Flatten", x), SAMPLE), "more than")
+
+
+def test_a_broadcast_to_endless_memory_is_refused(tmp_path: Path):
+    s = Sketch(opset=11)
+    column = s.op("Mul", s.normal(2**13, 1), s.op("ReduceMean", "data", axes=[1, 2, 3], keepdims=0))
+    x = s.op("Add", column, s.normal(1, 2**14), name="outer")
+    x = s.op("ReduceMean", x, axes=[0])
+    path = s.save(tmp_path / "net.onnx", x, SAMPLE)
+    assert path.stat().st_size < 200_000
+    message = refused(path, r"\[8192, 16384\] is more than")
+    assert "outer (Add)" in message
+
+
+def test_many_maps_are_refused_together(tmp_path: Path):
+    s = Sketch(opset=11)
+    mean = s.op("ReduceMean", "data", axes=[1, 2, 3], keepdims=0)
+    x = s.op("Add", s.op("Mul", s.normal(2**11, 1), mean), s.normal(1, 2**12))
+    for _ in range(40):
+        x = s.op("Relu", x)
+    x = s.op("ReduceMean", x, axes=[0])
+    refused(s.save(tmp_path / "net.onnx", x, SAMPLE), r"numbers are made.*\(Relu\)")
+
+
+def test_endless_products_are_refused_before_any_is_computed(tmp_path: Path):
+    s = Sketch(opset=11)
+    weight = s.weight(np.zeros((1500, 1500)))
+    x = s.op("Mul", weight, s.op("ReduceMean", "data", axes=[1, 2, 3], keepdims=0))
+    for step in range(40):
+        x = s.op("MatMul", x, weight, name=f"product_{step}")
+    path = s.save(tmp_path / "net.onnx", s.op("ReduceMean", x, axes=[0]), SAMPLE)
+    started = time.process_time()
+    message = refused(path, "operations")
+    assert "product_14 (MatMul)" in message
+    assert time.process_time() - started < 1.0  # the products before it take several
+
+
+def test_endless_windows_are_refused(tmp_path: Path):
+    s = Sketch(opset=11)
+    x = s.op("Pad", "data", s.sizes(0, 0, 0, 0, 0, 0, 589, 591))
+    x = s.op("MaxPool", x, kernel_shape=[300, 300], name="window")
+    x = s.op("Flatten", s.op("GlobalAveragePool", x))
+    assert "window" in refused(s.save(tmp_path / "net.onnx", x, SAMPLE), "operations")
+
+
+def test_products_of_whole_numbers_are_refused(tmp_path: Path):
+    s = Sketch(opset=11)
+    whole = s.op("MatMul", s.weight([[1, 2]], np.int64), s.weight([[3], [4]], np.int64))
+    x = s.op("Mul", s.op("Flatten", "data"), s.op("Cast", whole, to=TensorProto.FLOAT))
+    refused(s.save(tmp_path / "net.onnx", x, SAMPLE), "whole numbers")
+
+
+def test_shapes_that_follow_from_the_pixels_are_refused(tmp_path: Path):
+    s = Sketch(opset=11)
+    mean = s.op("ReduceMean", "data", axes=[0, 1, 2, 3], keepdims=0)
+    size = s.op("Cast", s.op("Exp", mean), to=TensorProto.INT64)
+    sizes = s.op("Concat", s.sizes(1), s.op("Unsqueeze", size, axes=[0]), axis=0)
+    x = s.op("ConstantOfShape", sizes, name="guess")
+    message = refused(s.save(tmp_path / "net.onnx", x, SAMPLE), "follow from the input's numbers")
+    assert "guess" in message
+
+
+def test_endless_lists_of_nodes_are_refused(tmp_path: Path):
+    s = Sketch(opset=11)
+    x = s.op("Flatten", "data")
+    for _ in range(5000):  # ten times the largest recogniser
+        x = s.op("Identity", x)
+    refused(s.save(tmp_path / "net.onnx", x, SAMPLE), "5001 nodes, but expected")
 
 
 def test_broken_graphs_are_refused(tmp_path: Path):
