@@ -1,10 +1,12 @@
 """Packs of networks as zip files: only flat ONNX files come out, and never more than expected."""
 
+import lzma
 import os
 import re
 import shutil
 import stat
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 from pipelines.model_catalogue import ModelError
@@ -14,6 +16,15 @@ MAX_BYTES = 2 << 30  # of all networks together
 MAX_RATIO = 20  # weights hardly compress; a network that shrinks more is a bomb
 _NAME = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
 _SYSTEM_UNIX = 3
+# What `zipfile` lets through of damaged bytes, in members and in the directory.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,
+    UnicodeDecodeError,
+)
 
 
 def unpack_networks(archive: Path, folder: Path) -> list[str]:
@@ -35,7 +46,10 @@ def unpack_networks(archive: Path, folder: Path) -> list[str]:
                     shutil.copyfileobj(source, target, 1 << 20)
                     target.flush()
                     os.fsync(target.fileno())
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, RuntimeError) as error:
+    except _DAMAGE as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise _damaged(archive, error) from None
+    except (OSError, RuntimeError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise ModelError(f"{archive.name} cannot be unpacked: {error}") from None
     return sorted(members)
@@ -46,8 +60,15 @@ def unpacked_size(archive: Path) -> int:
     try:
         with zipfile.ZipFile(archive) as zipped:
             return sum(m.file_size for m in _networks(zipped.infolist(), archive).values())
-    except (zipfile.BadZipFile, OSError) as error:
+    except _DAMAGE as error:
+        raise _damaged(archive, error) from None
+    except OSError as error:
         raise ModelError(f"{archive.name} is no readable zip file: {error}") from None
+
+
+def _damaged(archive: Path, error: Exception) -> ModelError:
+    reason = str(error) or "it ends early"
+    return ModelError(f"{archive.name} is damaged or no zip file ({reason}): fetch it again")
 
 
 def _networks(members: list[zipfile.ZipInfo], archive: Path) -> dict[str, zipfile.ZipInfo]:

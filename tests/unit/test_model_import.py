@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from infra.cli import main
-from pipelines.model_archive import unpack_networks
+from pipelines.model_archive import unpack_networks, unpacked_size
 from pipelines.model_cache import accept_licences, read_record
 from pipelines.model_catalogue import CATALOGUE, KnownModel, ModelError, RemoteFile, known
 from pipelines.model_download import Downloader
@@ -299,6 +299,48 @@ def test_a_zip_that_lies_about_a_size_or_is_cut_is_refused(tmp_path: Path) -> No
         with pytest.raises(ModelError):
             unpack_networks(archive, tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_any_damaged_byte_of_a_zip_is_a_reason_and_never_a_crash(
+    method: int, tmp_path: Path
+) -> None:
+    archive = tmp_path / "pack.zip"
+    with zipfile.ZipFile(archive, "w", method) as zipped:
+        for name, data in NETWORKS.items():
+            zipped.writestr(name, data)
+        zipped.writestr("größe.txt", "1")
+    whole = archive.read_bytes()
+    said = []
+    for position in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0x84
+        archive.write_bytes(damaged)
+        for read in (unpacked_size, lambda path: unpack_networks(path, tmp_path / "out")):
+            try:
+                read(archive)
+            except ModelError as error:
+                said.append(str(error))
+                assert not (tmp_path / "out").exists()
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    expected = "Error -3" if method == zipfile.ZIP_DEFLATED else "Corrupt input"
+    assert any(expected in text for text in said)
+    assert all(text.startswith("pack.zip ") for text in said)
+
+
+def test_a_damaged_pack_is_named_with_the_mend(
+    no_models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive = pack_zip(tmp_path / "given" / "my_pack.zip")
+    damaged = bytearray(archive.read_bytes())
+    damaged[30 + len("det_10g.onnx")] |= 0x06  # a kind of deflate block that does not exist
+    archive.write_bytes(damaged)
+    assert run("models", "import", str(tmp_path / "given"), "--name", "my_pack") == 2
+    said = capsys.readouterr().err
+    assert "my_pack.zip is damaged" in said
+    assert "Error -3" in said
+    assert "fetch it again" in said
+    assert locate_face_pack("my_pack") is None
 
 
 def zip_model(zipped: Path) -> KnownModel:
