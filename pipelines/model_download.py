@@ -301,6 +301,8 @@ def _refusal(answer: httpx.Response, source: Source) -> SourceError:
     code, where = answer.status_code, shown(source.url)
     if source.hub and code in (401, 403):
         mend = "HF_TOKEN is set, but does not open it" if source.token else "then set HF_TOKEN"
+        if source.token_withheld:
+            mend = "HF_TOKEN is set, but never sent over http: name an https address in HF_ENDPOINT"
         return SourceError(
             f"{where} answered {code}: accept the licence on the model's page {source.page}, "
             f"make a token on https://huggingface.co/settings/tokens; {mend}"

@@ -26,12 +26,16 @@ class UnreachableError(SourceError):
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One file's address and the rules for it; `token` goes to the address's own host alone."""
+    """One file's address and the rules for it.
+
+    `token` goes to the address's own host alone, and never over plain http.
+    """
 
     url: str
     hub: bool = False  # answers with the hub's headers
     page: str | None = None  # where a person accepts the licence
     token: str | None = None
+    token_withheld: bool = False  # there is one, but the address is plain http
     https_only: bool = True
     named_by: str | None = None  # the variable with which the user chose the place
 
@@ -59,25 +63,34 @@ def source_of(file: RemoteFile) -> Source:
         url, named_by = base + file.url.removeprefix(HUB), ENDPOINT
     else:
         base, url, named_by = file.url, file.url, None
+    token = token if hub else None
+    safe = url.startswith("https://")
     return Source(
         url=url,
         hub=hub,
         page=page,
-        token=token if hub else None,
+        token=token if safe else None,
+        token_withheld=token is not None and not safe,
         https_only=named_by is None or base.startswith("https://"),
         named_by=named_by,
     )
 
 
 def _base(text: str, variable: str) -> str:
-    parts = urlsplit(text.strip())
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        scheme, host, _ = origin(text.strip())
+    except ValueError as error:
+        raise ModelError(
+            f"{variable} is {text!r} ({error}), expected an address such as https://example.org"
+        ) from None
+    if scheme not in ("http", "https") or not host:
         raise ModelError(f"{variable} is {text!r}, expected an address such as https://example.org")
-    return text.strip().rstrip("/")
+    # The scheme in small letters, by which the rules go.
+    return scheme + text.strip().rstrip("/")[len(scheme) :]
 
 
 def origin(url: str) -> tuple[str, str | None, int | None]:
-    """What two addresses share that belong to one server."""
+    """What two addresses share that belong to one server; ValueError for an impossible port."""
     parts = urlsplit(url)
     default = {"http": 80, "https": 443}.get(parts.scheme)
     return parts.scheme, parts.hostname, parts.port or default
@@ -94,10 +107,16 @@ def check_address(url: str, source: Source) -> None:
     """Refuse an address that the rules of `source` do not allow.
 
     Raises:
-        SourceError: another scheme than https, or a private address.
+        SourceError: another scheme than https, an impossible port, or a private address.
         UnreachableError: the host is not known.
     """
-    scheme, host, port = origin(url)
+    try:
+        scheme, host, port = origin(url)
+    except ValueError as error:
+        raise SourceError(
+            f"{shown(source.url)} leads to an address that cannot be used ({error}): "
+            f"try again later, or name another place with {MIRROR}"
+        ) from None
     allowed = ("https",) if source.https_only else ("https", "http")
     if scheme not in allowed or not host:
         raise SourceError(

@@ -307,20 +307,51 @@ def test_a_killed_pull_is_completed_by_the_same_command(hub: FileServer) -> None
 
 
 def test_the_token_goes_to_the_hub_and_not_where_it_redirects(
-    hub: FileServer,
-    second_server: FileServer,
-    downloader: Downloader,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, no_models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    context = _certificate(tmp_path, monkeypatch)
+    hub, storage = FileServer(context), FileServer(context)
+    monkeypatch.delenv("ANIMATOR_MODELS_MIRROR", raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     data = content()
-    hub.files[f"{HUB_PATH}/net.onnx"] = Served(data, redirect=f"{second_server.url}/signed?key=1")
-    second_server.files["/signed?key=1"] = Served(data)
-    assert pull_now(hub_model(), downloader).read_bytes() == data
+    hub.files[f"{HUB_PATH}/net.onnx"] = Served(data, redirect=f"{storage.url}/signed?key=1")
+    storage.files["/signed?key=1"] = Served(data)
+    with Downloader(waits=()) as downloader:
+        assert pull_now(hub_model(), downloader).read_bytes() == data
+    hub.close()
+    storage.close()
     assert {h.get("authorization") for _, _, h in hub.requests} == {"Bearer hf_secret"}
-    assert second_server.gets()
-    assert all("authorization" not in headers for _, _, headers in second_server.requests)
+    assert storage.gets()
+    assert all("authorization" not in headers for _, _, headers in storage.requests)
     assert "hf_secret" not in (cache_folder() / "models.json").read_text()
+
+
+def test_the_token_is_never_sent_over_http(
+    hub: FileServer, downloader: Downloader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("HF_ENDPOINT", hub.url.replace("http://", "HTTP://"))
+    hub.files[f"{HUB_PATH}/net.onnx"] = Served(status=401)
+    with pytest.raises(SourceError, match="never sent over http: name an https address"):
+        plan_pull([hub_model()], downloader)
+    data = content()
+    hub.files[f"{HUB_PATH}/net.onnx"] = Served(data)
+    assert pull_now(hub_model(), downloader).read_bytes() == data
+    assert hub.gets()
+    assert all("authorization" not in headers for _, _, headers in hub.requests)
+
+
+@pytest.mark.parametrize("port", ["99999", "-1"])
+def test_an_impossible_port_is_named_with_who_gave_it(
+    port: str, hub: FileServer, downloader: Downloader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.files[f"{HUB_PATH}/net.onnx"] = Served(redirect=f"https://example.org:{port}/net.onnx")
+    with pytest.raises(SourceError, match=rf"{HUB_PATH}/net\.onnx leads to "):
+        plan_pull([hub_model()], downloader)
+    monkeypatch.setenv("HF_ENDPOINT", f"https://example.org:{port}")
+    with pytest.raises(ModelError, match=r"HF_ENDPOINT is .*expected an address such as"):
+        plan_pull([hub_model()], downloader)
 
 
 @pytest.mark.parametrize("token", [None, "hf_wrong"])
