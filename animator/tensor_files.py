@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -113,6 +114,17 @@ def read_index(index: Path) -> list[Path]:
                 f"{index} names {name!r}, but expected a safetensors file in the same folder."
             )
     return [index.parent / name for name in names]
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; raises WeightsError where there is none."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path} cannot be read as JSON: {error}.") from None
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} holds no settings, only {type(content).__name__}.")
+    return content
 
 
 def read_tensors(

@@ -6,7 +6,6 @@ A folder may hold the animator (`unet`, `pose_net`, `face_encoder`), the alignme
 """
 
 import dataclasses
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from animator.tensor_files import (
     MAX_SHARD_SIZE,
     WeightsError,
     load_component,
+    read_settings,
     write_component,
     write_json,
 )
@@ -79,11 +79,8 @@ def read_config(folder: Path) -> dict[str, Any]:
             "`animator train animator` writes one, as `model` in its output folder, and "
             "`animator weights import-v1` makes one of published weights."
         )
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path} cannot be read as JSON: {error}.") from None
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
+    config = read_settings(path)
+    if config.get("format") != FORMAT:
         raise WeightsError(f"{path} is not of format {FORMAT}; this version reads no other.")
     return config
 

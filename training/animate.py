@@ -18,7 +18,7 @@ from animator import edm
 from animator.config import AnimatorConfig, tiny
 from animator.losses import denoising_loss
 from animator.model import Animator
-from animator.published import animator_from_svd
+from animator.stable_video import animator_from_svd
 from animator.tensor_files import WeightsError
 from animator.weights import add_encoders, load_alignment, save_model
 from inference.conditioning import ReferenceEncoder, face_mask, to_tensor

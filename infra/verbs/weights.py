@@ -88,7 +88,7 @@ def from_svd(
     import torch
 
     from animator import licences
-    from animator.published import animator_from_svd, diffusers_files
+    from animator.stable_video import animator_from_svd, diffusers_files
     from animator.weights import encoder_files
 
     _check_target(out)

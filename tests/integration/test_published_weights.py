@@ -118,7 +118,7 @@ def animate_task(folders, tmp_path, no_models):
     """The training task on one made-up clip, starting from a small Stable Video Diffusion."""
     import dataclasses
 
-    from animator.published import sizes_from_unet
+    from animator.stable_video import sizes_from_unet
     from tests.unit.published_folders import UNET
     from tests.unit.test_clips import write_shard
     from training.animate import AnimateConfig
@@ -156,3 +156,11 @@ def test_a_model_trained_from_it_is_complete(animate_task, tmp_path):
         settings=pipeline.settings.with_choices(steps=1, guidance=2.0),
     )
     assert result.frames.shape == (2, 64, 48, 3)
+
+
+def test_a_recipe_can_ask_for_blocks_to_be_recomputed(folders, animate_task, no_models):
+    import dataclasses
+
+    assert not animate_task.build().unet.is_gradient_checkpointing
+    config = dataclasses.replace(animate_task.config, gradient_checkpointing=True)
+    assert config.build_task(seed=0).build().unet.is_gradient_checkpointing

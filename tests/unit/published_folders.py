@@ -52,7 +52,7 @@ def small_v1(folder: Path, *, embedding_dim: int = 512) -> Path:
     """A folder of v1 checkpoints, plain state dicts with random weights."""
     import json
 
-    from animator.published import sizes_from_unet
+    from animator.stable_video import sizes_from_unet
 
     torch.manual_seed(1)
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from animator.config import svd_xt
 from animator.id_adapter import IDAdapter
 from animator.model import Animator
-from animator.published import animator_from_svd, animator_from_v1
+from animator.published import animator_from_v1
+from animator.stable_video import animator_from_svd
 from animator.tensor_files import WeightsError
 from animator.weights import add_encoders
 from tests.unit.published_folders import UNET, small_svd, small_v1
