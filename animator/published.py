@@ -24,6 +24,7 @@ from animator.weights import ANIMATOR_PARTS
 # How v1 is sampled; the names are those of the sampler's settings.
 V1_SAMPLING = {"solver": "euler", "steps": 25, "sigma_min": 0.002, "sigma_max": 700.0, "rho": 7.0}
 V1_GUIDANCE = 3.0
+V1_WINDOWS = {"anchor_first": True}  # sharing a quarter: 4 of 16 frames
 V1_FPS = 7.0
 V1_FACE_MODEL = "antelopev2"
 V1_SIDE = 512  # pixels; v1 was trained at 512 x 512 and 576 x 1024

@@ -269,6 +269,7 @@ class AnimationEngine:
                 "dtype": str(self.pipeline.animator.dtype).removeprefix("torch."),
                 **to_dict(result.settings.sampling),
                 "guidance": to_dict(result.settings.guidance),
+                "windows": to_dict(result.settings.windows),
             },
             "models": {
                 "animator": {

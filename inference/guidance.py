@@ -12,7 +12,7 @@ from torch import Tensor
 
 from animator import edm
 from animator.model import Animator
-from inference.windows import blend_windows
+from inference.windows import WindowConfig, blend_windows
 
 MAX_SCALE = 30.0
 
@@ -78,7 +78,7 @@ class GuidedDenoiser:
 
     Args:
         window: frames the UNet sees at a time; longer clips are blended from overlapping windows.
-        overlap: frames that neighbouring windows share.
+        windows: how these lie.
     """
 
     def __init__(
@@ -87,13 +87,13 @@ class GuidedDenoiser:
         conditions: Conditions,
         guidance: GuidanceConfig,
         window: int,
-        overlap: int,
+        windows: WindowConfig,
     ):
         self.animator = animator
         self.conditions = conditions
         self.guidance = guidance
         self.window = window
-        self.overlap = overlap
+        self.windows = windows
         self._scales = guidance.scales(len(conditions.features)).to(conditions.reference.device)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class GuidedDenoiser:
         config = self.animator.config
         guided = self.guidance.applies(float(sigma))
 
-        def denoise(part: Tensor, frames: slice) -> Tensor:
+        def denoise(part: Tensor, frames: Tensor) -> Tensor:
             def network(scaled: Tensor, timestep: Tensor) -> Tensor:
                 return self._predict(scaled, timestep, frames, guided=guided)
 
@@ -109,9 +109,9 @@ class GuidedDenoiser:
                 network, part, sigma.reshape(1), config.sigma_data, config.prediction
             )
 
-        return blend_windows(denoise, x, self.window, self.overlap)
+        return blend_windows(denoise, x, self.window, self.windows)
 
-    def _predict(self, scaled: Tensor, timestep: Tensor, frames: slice, *, guided: bool) -> Tensor:
+    def _predict(self, scaled: Tensor, timestep: Tensor, frames: Tensor, *, guided: bool) -> Tensor:
         if not guided:
             return self._call(scaled, timestep, frames, (True,))
         if self.guidance.batched:
@@ -123,7 +123,7 @@ class GuidedDenoiser:
         return unconditional + self._scales[frames] * (conditional - unconditional)
 
     def _call(
-        self, scaled: Tensor, timestep: Tensor, frames: slice, given: tuple[bool, ...]
+        self, scaled: Tensor, timestep: Tensor, frames: Tensor, given: tuple[bool, ...]
     ) -> Tensor:
         """The UNet's output for each entry of `given`: with all conditions, or with none (v1)."""
         told, num_frames = self.conditions, scaled.shape[1]

@@ -20,6 +20,7 @@ from inference.conditioning import ReferenceEncoder, pose_images, to_frames, to_
 from inference.guidance import Conditions, GuidanceConfig, GuidedDenoiser
 from inference.retarget import Retargeted, retarget, unaligned
 from inference.sampler import SamplerConfig, sample
+from inference.windows import WindowConfig
 from pipelines.faces import Face
 from pipelines.framing import Framing, fit
 from pipelines.overrides import from_dict
@@ -45,6 +46,7 @@ class AnimationSettings:
 
     sampling: SamplerConfig = field(default_factory=SamplerConfig)
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    windows: WindowConfig = field(default_factory=WindowConfig)
 
     def with_choices(
         self, *, steps: int | None = None, guidance: float | None = None
@@ -144,7 +146,6 @@ class AnimationPipeline:
         size: tuple[int, int] | None = None,
         seed: int = 0,
         settings: AnimationSettings | None = None,
-        overlap: int | None = None,
         on_step: OnStep | None = None,
     ) -> AnimationResult:
         """Animate the person of a picture.
@@ -160,7 +161,6 @@ class AnimationPipeline:
             per_frame: one transform a frame instead of one a clip.
             size: (height, width) of the frames the model works on; its own by default.
             settings: of sampler and guidance; the model's own by default.
-            overlap: frames that neighbouring windows share; a quarter of a window by default.
 
         Raises:
             ValueError: for options out of range.
@@ -191,7 +191,7 @@ class AnimationPipeline:
         )
         generator = torch.Generator().manual_seed(seed)
         conditions = self._conditions(reference, face, frame, poses, fps, generator)
-        frames = self._generate(conditions, settings, generator, overlap, on_step)
+        frames = self._generate(conditions, settings, generator, on_step)
         return AnimationResult(
             _crop(frames, frame), _crop(poses, frame), alignment, frame, settings
         )
@@ -253,7 +253,6 @@ class AnimationPipeline:
         conditions: Conditions,
         settings: AnimationSettings,
         generator: torch.Generator,
-        overlap: int | None,
         on_step: OnStep | None,
     ) -> np.ndarray:
         sampling, window = settings.sampling, self.config.num_frames
@@ -262,9 +261,8 @@ class AnimationPipeline:
         ).to(self.device)
         shape = (1, len(conditions.features), *conditions.reference.shape[1:])
         noise = torch.randn(shape, generator=generator).to(conditions.reference)
-        shared = window // 4 if overlap is None else overlap
         latents = sample(
-            GuidedDenoiser(self.animator, conditions, settings.guidance, window, shared),
+            GuidedDenoiser(self.animator, conditions, settings.guidance, window, settings.windows),
             noise * sigmas[0],
             sigmas,
             sampling,
@@ -303,6 +301,7 @@ def read_settings(about: dict[str, Any]) -> AnimationSettings:
         guidance=from_dict(GuidanceConfig, guidance)
         if isinstance(guidance, dict)
         else GuidanceConfig.constant(float(guidance)),
+        windows=from_dict(WindowConfig, about.get("windows", {})),
     )
 
 

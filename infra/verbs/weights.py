@@ -45,7 +45,13 @@ def import_v1(
     Example: animator weights import-v1 StableAnimator/Animation --svd svd-xt --out models/v1
     """
     from animator import licences
-    from animator.published import V1_GUIDANCE, V1_SAMPLING, animator_from_v1, v1_files
+    from animator.published import (
+        V1_GUIDANCE,
+        V1_SAMPLING,
+        V1_WINDOWS,
+        animator_from_v1,
+        v1_files,
+    )
     from animator.weights import encoder_files
 
     folder = folder or _pulled("stableanimator-v1")
@@ -64,6 +70,7 @@ def import_v1(
     about = {
         "sampling": V1_SAMPLING,
         "guidance": V1_GUIDANCE,
+        "windows": V1_WINDOWS,
         "licence": licences.STABLEANIMATOR_V1,
         "source": {"name": "StableAnimator v1", "files": _digests(v1_files(folder))},
     }

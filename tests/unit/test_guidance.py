@@ -8,6 +8,7 @@ import torch
 
 from animator import edm
 from inference.guidance import Conditions, GuidanceConfig, GuidedDenoiser
+from inference.windows import WindowConfig
 from tests.unit.test_model import SMALL, inputs, small_animator
 
 FRAMES, CELLS = 3, 4
@@ -40,7 +41,9 @@ def noisy(frames: int = FRAMES) -> torch.Tensor:
 @torch.no_grad()
 def denoise(model, conditions, guidance, frames=FRAMES, sigma=SIGMA, window=FRAMES):
     used = dataclasses.replace(conditions, features=conditions.features[:frames])
-    return GuidedDenoiser(model, used, guidance, window, 1)(noisy(frames), sigma)
+    return GuidedDenoiser(model, used, guidance, window, WindowConfig(overlap=1))(
+        noisy(frames), sigma
+    )
 
 
 @torch.no_grad()
@@ -95,7 +98,9 @@ def test_windows_see_their_own_poses_and_strengths(model, conditions):
     used = dataclasses.replace(conditions, features=conditions.features[2:5])
     last = GuidanceConfig(min=2.0, max=3.0)
     with torch.no_grad():
-        alone = GuidedDenoiser(model, used, last, FRAMES, 1)(noisy(5)[:, 2:5], SIGMA)
+        alone = GuidedDenoiser(model, used, last, FRAMES, WindowConfig(overlap=1))(
+            noisy(5)[:, 2:5], SIGMA
+        )
     torch.testing.assert_close(whole[:, 3:], alone[:, 1:], atol=1e-5, rtol=1e-4)
 
 

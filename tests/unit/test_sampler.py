@@ -7,7 +7,7 @@ import torch
 
 from animator import edm
 from inference.sampler import SamplerConfig, sample
-from inference.windows import blend_windows, triangular_weights, window_starts
+from inference.windows import WindowConfig, blend_windows, triangular_weights, windows_of
 
 
 def gaussian_denoiser(x, sigma):
@@ -65,26 +65,58 @@ def test_settings_out_of_range_are_refused(field, value):
         dataclasses.replace(SamplerConfig(), **{field: value})
 
 
-@pytest.mark.parametrize(("frames", "window", "overlap"), [(70, 8, 2), (17, 16, 4), (9, 8, 0)])
-def test_windows_cover_every_frame(frames, window, overlap):
-    starts = window_starts(frames, window, overlap)
-    covered = {f for s in starts for f in range(s, s + window)}
-    assert covered == set(range(frames))
-    assert starts[-1] == frames - window
+@pytest.mark.parametrize("anchor_first", [False, True])
+@pytest.mark.parametrize(("frames", "window", "overlap"), [(70, 8, 2), (17, 16, 4), (9, 8, 1)])
+def test_windows_cover_every_frame(frames, window, overlap, anchor_first):
+    config = WindowConfig(overlap=overlap, anchor_first=anchor_first)
+    spans = windows_of(frames, window, config)
+    assert {f for span in spans for f in span} == set(range(frames))
+    assert all(len(span) == len(set(span)) == window for span in spans)
+    assert spans[-1][-1] == frames - 1
+    if anchor_first:
+        assert all(span[0] == 0 for span in spans)
 
 
-def test_blending_equal_predictions_changes_nothing():
+def test_windows_of_published_weights_begin_with_the_first_frame():
+    spans = windows_of(40, 16, WindowConfig(overlap=4, anchor_first=True))
+    assert spans == [
+        list(range(16)),
+        [0, *range(13, 28)],
+        [0, *range(25, 40)],
+    ]
+
+
+@pytest.mark.parametrize("anchor_first", [False, True])
+def test_blending_equal_predictions_changes_nothing(anchor_first):
     x = torch.randn(1, 21, 2, 3, 3)
-    out = blend_windows(lambda part, frames: part * 2, x, window=8, overlap=2)
-    torch.testing.assert_close(out, x * 2)
+    config = WindowConfig(overlap=2, anchor_first=anchor_first)
+    seen = []
+
+    def predict(part, frames):
+        assert torch.equal(part, x[:, frames])
+        seen.append(frames.tolist())
+        return part * 2
+
+    torch.testing.assert_close(blend_windows(predict, x, 8, config), x * 2)
+    assert seen == windows_of(21, 8, config)
     assert triangular_weights(8).min() > 0
 
 
 def test_short_clips_take_one_call():
     calls = []
     blend_windows(
-        lambda part, frames: calls.append(frames) or part, torch.zeros(1, 5, 1, 1, 1), 8, 2
+        lambda part, frames: calls.append(frames.tolist()) or part,
+        torch.zeros(1, 5, 1, 1, 1),
+        8,
+        WindowConfig(),
     )
-    assert calls == [slice(0, 5)]
+    assert calls == [[0, 1, 2, 3, 4]]
+
+
+def test_overlaps_that_leave_frames_out_are_refused():
     with pytest.raises(ValueError, match="smaller than the window"):
-        window_starts(20, 8, 8)
+        windows_of(20, 8, WindowConfig(overlap=8))
+    with pytest.raises(ValueError, match="at least 1"):
+        windows_of(20, 8, WindowConfig(overlap=0, anchor_first=True))
+    with pytest.raises(ValueError, match="0 or more"):
+        WindowConfig(overlap=-1)
