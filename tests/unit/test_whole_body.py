@@ -23,7 +23,7 @@ def folder(tmp_path):
 
 def test_alignment_learns_from_the_body(folder):
     task = AlignConfig(shards=str(folder)).build_task(0)
-    points, score = task.poses(0)
+    points, score = task.pairs.poses(0)
     assert (points.shape, score.shape) == ((3, 18, 2), (3, 18))
     batch = task.batch([0, 1])
     loss, _ = task.loss(task.build(), batch)
