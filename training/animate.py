@@ -40,6 +40,7 @@ FREE_SIZES = (
     "noise_augmentation",
     "pose_style",
     "face_channel_order",
+    "face_model",
 )
 
 

@@ -108,6 +108,10 @@ def test_training_starts_from_stable_video_diffusion(folders, tmp_path, no_model
         model = starting_animator(start, wide)
         assert model.config == wide
         assert {p.dtype for p in model.parameters()} == {torch.float32}
+    imported = tmp_path / "v1"
+    run("weights", "import-v1", folders["v1"], "--svd", folders["svd"], "--out", imported)
+    further = dataclasses.replace(wide, face_embedding_dim=128)
+    assert starting_animator(imported, further).config == further
     wrong = dataclasses.replace(sizes, num_face_tokens=8)
     with pytest.raises(WeightsError, match="num_face_tokens is 4"):
         starting_animator(fresh, wrong)
