@@ -7,6 +7,7 @@ state dicts; they are read with `weights_only=True`, which refuses anything but 
 import dataclasses
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -111,11 +112,14 @@ def _read_pickle(path: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
         if file.read(2) == b"PK" and not whole:  # an archive whose end, its directory, is missing
             raise WeightsError(f"{path} is cut off: fetch it again.")
     try:
-        state = torch.load(path, mmap=whole, **options)
-    except pickle.UnpicklingError as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # on how a refused file was pickled
+            state = torch.load(path, mmap=whole, **options)
+    except pickle.UnpicklingError:
+        # torch's own text advises to load it without the check, which nobody should.
         raise WeightsError(
-            f"{path} is no plain checkpoint of tensors, so it was not loaded and nothing in it was "
-            f"executed ({_first_sentence(error)})."
+            f"{path} holds more than tensors, so it was not loaded and nothing in it was executed: "
+            "fetch the published file again, and do not load this one by other means."
         ) from None
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError) as error:
         raise WeightsError(
