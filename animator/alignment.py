@@ -4,14 +4,36 @@ Tokens are joints. Shapes: B batch (image level: every frame is an example of it
 D width. Coordinates are isotropic (`animator.keypoints`).
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from animator.config import AlignmentConfig
-from animator.similarity import Similarity, apply, compose, fit, identity, invert
+from animator.similarity import (
+    Similarity,
+    apply,
+    common_joints,
+    compose,
+    fit,
+    identity,
+    invert,
+    solvable,
+)
 
+NUM_VOTES = 3  # scale, rotation, place
 MAX_LOG_SCALE = 1.5  # of the learned correction: a factor of 4.5 either way
 MIN_SIZE = 1e-3  # of a person, in units of the frame's longer side
+_FRAME_FEATURES = 5
+_TYPICAL_SIZE, _TYPICAL_SIDE, _SPREAD = 0.22, 0.8, 4.0  # to numbers of about 1
+
+
+class Estimate(NamedTuple):
+    """What the block says of each pair of poses."""
+
+    transform: Similarity  # that aligns the driven pose, fields (B,) and (B, 2)
+    votes: Tensor  # (B, 3), logits: what its scale, rotation and place count for in a clip (ours)
+    error: Tensor  # (B,), expected mean distance after alignment, of the frame's longer side (ours)
 
 
 def _feed_forward(config: AlignmentConfig) -> nn.Sequential:
@@ -53,9 +75,11 @@ class KeypointEncoder(nn.Module):
         self.position = nn.Parameter(torch.randn(config.num_keypoints, config.width) * 0.02)
         self.layers = nn.ModuleList(AttentionModule(config) for _ in range(config.encoder_depth))
 
-    def forward(self, joints: Tensor, missing: Tensor) -> Tensor:
-        """`(B, N, C)` to `(B, N, D)`."""
+    def forward(self, joints: Tensor, missing: Tensor, context: Tensor | None = None) -> Tensor:
+        """`(B, N, C)` to `(B, N, D)`; `context` `(B, 1, D)` is added to every token."""
         tokens = self.embed(joints) + self.position
+        if context is not None:
+            tokens = tokens + context
         for layer in self.layers:
             tokens = layer(tokens, tokens, missing)
         return tokens
@@ -65,61 +89,69 @@ class AlignmentBlock(nn.Module):
     """Reference and driven pose to the similarity that aligns the second to the first.
 
     The closed form guides the block once (eq. 2-8); its encoding is fused with that of the pair
-    by cross-attention (eq. 9), and an MLP gives rotation, scale and translation (eq. 10). Ours:
-    the MLP's output is a correction composed with the closed form, which starts at none, so the
-    block is never worse than the closed form before training; rotation comes from a normalised
-    (cos, sin) pair and the scale is positive by construction.
+    by cross-attention (eq. 9), and an MLP gives rotation, scale and translation (eq. 10).
+
+    Ours: the MLP's output is a correction composed with the closed form, which starts at none, so
+    the block is never worse than the closed form before training; rotation comes from a
+    normalised (cos, sin) pair and the scale is positive by construction. Joints are encoded in
+    the reference person's coordinates, and where the person is in the frame, and the frame's
+    shape, are added to every token: they say where a person is likely to go. The same features
+    give how much a frame's transform counts in a clip, and the error to expect of it.
     """
 
     def __init__(self, config: AlignmentConfig):
         super().__init__()
         self.config = config
+        width = config.width
         self.encoder_m = KeypointEncoder(config, in_channels=4)
         self.encoder_similarity = KeypointEncoder(config, in_channels=2)
+        in_person = config.coordinates == "person"
+        self.embed_frame = nn.Linear(_FRAME_FEATURES, width) if in_person else None
         self.fusion = nn.ModuleList(AttentionModule(config) for _ in range(config.fusion_depth))
-        self.head = nn.Sequential(
-            nn.LayerNorm(config.width),
-            nn.Linear(config.width, config.width),
-            nn.GELU(),
-            nn.Linear(config.width, 5),
-        )
-        last: nn.Linear = self.head[-1]  # type: ignore[assignment]
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        self.head = _head(width, 5)
+        self.vote_head = _head(width, NUM_VOTES)
+        self.error_head = _head(width, 1)
 
-    def forward(self, reference: Tensor, driven: Tensor, weight: Tensor) -> Similarity:
+    def forward(self, reference: Tensor, driven: Tensor, weight: Tensor, frame: Tensor) -> Estimate:
         """Similarity that aligns the driven pose (eq. 1-10).
+
+        Joints that are not finite count as missing. With fewer than three joints in common, or
+        all of them in one point, the transform is the closed form's fallback (`similarity.fit`).
 
         Args:
             reference, driven: `(B, N, 2)`, isotropic.
             weight: confidence that a joint is seen in both poses, `(B, N)`; 0 where it is not.
+            frame: height and width of the reference's frame, of the longer one, `(B, 2)`.
 
         Returns:
-            fields of shape `(B,)` and `(B, 2)`; `similarity.apply` gives eq. 11.
+            `similarity.apply` of its transform gives eq. 11.
         """
+        weight = common_joints(driven, reference, weight)
         seen = weight > 0
         # Attention over nothing is NaN. Where no joint is common the closed form is the identity
         # and the correction is silenced below.
         missing = ~seen & seen.any(1, keepdim=True)
-        reference = torch.where(seen[..., None], reference, torch.zeros_like(reference))
-        driven = torch.where(seen[..., None], driven, torch.zeros_like(driven))
+        reference, driven = (_where(seen, points) for points in (reference, driven))
         closed_form = fit(driven, reference, weight)
         guided = apply(closed_form, driven)
         coordinates = self._coordinates(reference, weight)
-        reference, driven, guided = (
-            torch.where(seen[..., None], apply(coordinates, points), torch.zeros_like(points))
-            for points in (reference, driven, guided)
-        )
-        pair = self.encoder_m(torch.cat([reference, driven], dim=-1), missing)
-        guidance = self.encoder_similarity(guided, missing)
-        tokens = guidance
+        joints = torch.cat([_where(seen, apply(coordinates, p)) for p in (reference, driven)], -1)
+        context = None
+        if self.embed_frame is not None:
+            context = self.embed_frame(_frame_features(coordinates, frame))[:, None]
+        pair = self.encoder_m(joints, missing, context)
+        tokens = self.encoder_similarity(_where(seen, apply(coordinates, guided)), missing)
         for layer in self.fusion:
             tokens = layer(tokens, pair, missing)
         kept = seen[..., None].to(tokens.dtype)
         pooled = (tokens * kept).sum(1) / kept.sum(1).clamp_min(1)
-        correction = self.head(pooled) * seen.any(1, keepdim=True)
-        correction = compose(compose(invert(coordinates), _correction(correction)), coordinates)
-        return compose(correction, closed_form)
+        solved = solvable(driven, reference, weight)
+        correction = _correction(self.head(pooled) * solved[:, None])
+        correction = compose(compose(invert(coordinates), correction), coordinates)
+        # What the error will be is learned beside the transform, not instead of it.
+        size = 1 / coordinates.scale
+        error = size * self.error_head(pooled.detach())[:, 0].clamp(-10, 10).exp()
+        return Estimate(compose(correction, closed_form), self.vote_head(pooled), error)
 
     def _coordinates(self, reference: Tensor, weight: Tensor) -> Similarity:
         """From the frame's coordinates to those the block computes in (ours)."""
@@ -131,6 +163,27 @@ class AlignmentBlock(nn.Module):
         off = (reference - centre[:, None]).square().sum(-1)
         size = ((off * weight).sum(1) / total[:, 0]).clamp_min(MIN_SIZE**2).sqrt()
         return Similarity(1 / size, frame.cos, frame.sin, -centre / size[:, None])
+
+
+def _head(width: int, out_channels: int) -> nn.Sequential:
+    """Pooled features to numbers that are all 0 before training."""
+    last = nn.Linear(width, out_channels)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), last)
+
+
+def _where(seen: Tensor, points: Tensor) -> Tensor:
+    return torch.where(seen[..., None], points, torch.zeros_like(points))
+
+
+def _frame_features(coordinates: Similarity, frame: Tensor) -> Tensor:
+    """Where the person is in the frame, how large, and the frame's shape, `(B, 5)`."""
+    size = 1 / coordinates.scale[:, None]
+    centre = -coordinates.shift * size
+    return torch.cat(
+        [_SPREAD * centre, (size / _TYPICAL_SIZE).log(), _SPREAD * (frame - _TYPICAL_SIDE)], dim=-1
+    )
 
 
 def _correction(output: Tensor) -> Similarity:

@@ -47,14 +47,14 @@ class AlignmentConfig:
     """The alignment block (eq. 1, 9-11). Width and heads are not published."""
 
     num_keypoints: int = 18
-    width: int = 128
-    num_heads: int = 8
+    width: int = 64  # a thousand frames in half a second on one core
+    num_heads: int = 4
     encoder_depth: int = 2
     fusion_depth: int = 4
     feed_forward_ratio: int = 4
     # Where the block's origin and unit are: the frame's centre and longer side, or the reference
     # person's centre and size, so that nothing depends on where and how large people are.
-    coordinates: PoseCoordinates = "frame"
+    coordinates: PoseCoordinates = "person"
 
     def __post_init__(self) -> None:
         _check_fields(self)

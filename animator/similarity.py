@@ -63,6 +63,35 @@ def invert(transform: Similarity) -> Similarity:
     return Similarity(scale, cos, sin, shift)
 
 
+def common_joints(driven: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
+    """The weights `(..., N)`, 0 for joints whose place or weight is no finite number."""
+    finite = driven.isfinite().all(-1) & reference.isfinite().all(-1) & weight.isfinite()
+    return torch.where(finite, weight, torch.zeros_like(weight)).clamp_min(0)
+
+
+def joint_centres(points: Tensor, weight: Tensor) -> Tensor:
+    """Weighted centre of points `(..., N, 2)` that count, `(..., 2)`; 0 where none does."""
+    points = torch.where((weight > 0)[..., None], points, torch.zeros_like(points))
+    total = weight.sum(-1, keepdim=True).clamp_min(_TINY)
+    return (points * weight[..., None]).sum(-2) / total
+
+
+def solvable(driven: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
+    """Whether rotation and scale can be found: three common joints, not in one point; `(...)`."""
+    weight = common_joints(driven, reference, weight)
+    enough = (weight > 0).sum(-1) >= MIN_COMMON
+    for points in (driven, reference):
+        enough = enough & (_spread(points, weight) > _TINY)
+    return enough
+
+
+def _spread(points: Tensor, weight: Tensor) -> Tensor:
+    w = weight[..., None]
+    points = torch.where(w > 0, points, torch.zeros_like(points))
+    centre = (w * points).sum(-2, keepdim=True) / w.sum(-2, keepdim=True).clamp_min(_TINY)
+    return (w * (points - centre).square()).sum((-2, -1))
+
+
 def fit(driven: Tensor, reference: Tensor, weight: Tensor) -> Similarity:
     """Similarity transform from centred point sets (eq. 2-8).
 
@@ -76,8 +105,10 @@ def fit(driven: Tensor, reference: Tensor, weight: Tensor) -> Similarity:
 
     Args:
         driven, reference: `(..., N, 2)`.
-        weight: confidence that a point is seen in both, `(..., N)`; 0 leaves it out.
+        weight: confidence that a point is seen in both, `(..., N)`; 0 leaves it out, as does a
+            place that is not finite.
     """
+    weight = common_joints(driven, reference, weight)
     w = weight[..., None]
     driven = torch.where(w > 0, driven, torch.zeros_like(driven))
     reference = torch.where(w > 0, reference, torch.zeros_like(reference))

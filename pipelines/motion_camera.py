@@ -18,7 +18,7 @@ from pipelines.motion import MotionStore
 Range = tuple[float, float]
 
 EDGE = 0.02  # of a frame's side: people kept in the frame stay this far inside
-_PERSON, _DETECTOR = 0, 1  # streams of random numbers
+_PERSON, _DETECTOR, _OTHER_PERSON = 0, 1, 3  # streams of random numbers
 # One factor for each of these: left and right limbs are of equal length.
 _BONES = ("shoulder", "elbow", "wrist", "hip", "knee", "ankle", "nose", "eye")
 _BONES_OF_EAR = _BONES.index("eye")
@@ -49,6 +49,7 @@ class CameraConfig:
     travel: float = 0.06  # else: largest deviation of its centre, of the longer side
     # person
     limbs: float = 0.08  # deviation of the ln lengths of limbs
+    other_person: float = 0.25  # chance that the reference has limbs of its own
     mirror: float = 0.5  # chance that a person is mirrored
     # detector
     perfect: float = 0.3  # chance that nothing is hidden and nothing is noisy
@@ -61,7 +62,8 @@ class CameraConfig:
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise ValueError(f"{name} is {low},{high}, expected two numbers above 0 in order.")
-        for name in ("full_body", "walk", "mirror", "perfect", "hide_joints", "hide_parts"):
+        chances = "full_body", "walk", "other_person", "mirror", "perfect", "hide_joints"
+        for name in (*chances, "hide_parts"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a chance in 0..1.")
         for name in ("travel", "limbs", "noise"):
@@ -74,7 +76,7 @@ class CameraConfig:
 # Whole people, every joint visible and kept in the frame, who hardly leave their place, over clips
 # as long as the published training videos.
 FULL_BODIES = CameraConfig(
-    span=(60.0, 60.0), full_body=1.0, fill=(0.6, 0.95), walk=0.0, perfect=1.0
+    span=(60.0, 60.0), full_body=1.0, fill=(0.6, 0.95), walk=0.0, perfect=1.0, other_person=0.0
 )
 
 
@@ -109,6 +111,7 @@ class _Drawn(NamedTuple):
     mirror: Tensor
     perfect: Tensor
     limbs: Tensor  # (B, 8)
+    other_limbs: Tensor  # (B, 8), of the reference
     parts: Tensor  # (B, 5)
 
 
@@ -137,6 +140,7 @@ class PoseSampler:
         num_frames: int,
         *,
         keep: Tensor | None = None,
+        reference: Tensor | None = None,
         sequences: Tensor | None = None,
         in_pairs: bool = False,
     ) -> PoseClips:
@@ -146,13 +150,18 @@ class PoseSampler:
             num_frames: frames of a clip, evenly over its span; at least 2.
             keep: the frames to return, `(B, K)`; all of them by default. Framing and travel are
                 those of the whole clip.
+            reference: the frame of each clip, `(B,)`, that may be of a person with other limbs.
             sequences: the sequence of each clip, `(B,)`; drawn by default.
             in_pairs: every second frame is the one that follows in the motion, `num_frames` is
                 even, and what is said of frames holds for pairs.
         """
         drawn = self._numbers(samples, sequences)
         joints = self._joints(drawn, num_frames, in_pairs)
-        shapes = self._project(_with_limbs(joints, drawn.limbs, self), drawn)
+        limbs = drawn.limbs[:, None].expand(-1, num_frames, -1)
+        if reference is not None:
+            of_reference = torch.arange(num_frames) == reference[:, None]
+            limbs = torch.where(of_reference[..., None], drawn.other_limbs[:, None], limbs)
+        shapes = self._project(_with_limbs(joints, limbs, self), drawn)
         shapes = torch.where(
             (drawn.mirror < self.config.mirror)[:, None, None, None],
             shapes[:, :, LEFT_RIGHT] * shapes.new_tensor([-1, 1]),
@@ -167,11 +176,14 @@ class PoseSampler:
     def _numbers(self, samples: Sequence[int], sequences: Tensor | None) -> _Drawn:
         config = self.config
         u = uniforms(self.seed, samples, 32, _PERSON).unbind(1)
+        other = uniforms(self.seed, samples, 1 + len(_BONES), _OTHER_PERSON)
         if sequences is None:
             sequences = torch.searchsorted(self.share, u[0].contiguous()).clamp_max(
                 len(self.share) - 1
             )
         limbs = normals(torch.stack(u[17:25], 1)).clamp(-2.5, 2.5) * config.limbs
+        other_limbs = normals(other[:, 1:]).clamp(-2.5, 2.5) * config.limbs
+        other_limbs = torch.where(other[:, :1] < config.other_person, other_limbs, limbs)
         return _Drawn(
             sequence=sequences,
             start=u[1],
@@ -191,6 +203,7 @@ class PoseSampler:
             mirror=u[15],
             perfect=u[16],
             limbs=limbs.exp(),
+            other_limbs=other_limbs.exp(),
             parts=torch.stack(u[25:30], 1),
         )
 
@@ -322,6 +335,6 @@ def _tree() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _with_limbs(joints: Tensor, factors: Tensor, sampler: PoseSampler) -> Tensor:
-    """People with limbs of other lengths: joints `(B, T, N, 3)`, factors `(B, 8)`."""
-    bones = (joints - joints[:, :, sampler.parents]) * factors[:, None, sampler.kinds, None]
+    """People with limbs of other lengths: joints `(B, T, N, 3)`, factors `(B, T, 8)`."""
+    bones = (joints - joints[:, :, sampler.parents]) * factors[:, :, sampler.kinds, None]
     return joints[:, :, _NECK, None] + torch.einsum("jk,btkc->btjc", sampler.paths, bones)

@@ -1,6 +1,7 @@
-"""The alignment block's training task: two frames of one clip, one of them misaligned (eq. 12).
+"""The alignment block's training task: frames of one clip, all but one misaligned (eq. 12).
 
-Shapes: B batch, N = 18 keypoints of the body. Coordinates are isotropic (`animator.keypoints`).
+Shapes: B batch, F driven frames, N = 18 keypoints of the body. Coordinates are isotropic
+(`animator.keypoints`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,16 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from animator.alignment import AlignmentBlock
+from animator.clip_transform import ClipSums
 from animator.config import AlignmentConfig
 from animator.keypoints import SimilarityRange
 from animator.losses import alignment_loss
-from animator.similarity import MIN_COMMON, apply, fit
+from animator.similarity import Similarity, apply, fit, joint_centres, solvable
 from animator.weights import save_model
 from pipelines.motion import MotionStore
 from pipelines.motion_camera import CameraConfig
 from training.frames import open_clips
 from training.pose_pairs import MotionPairs, PosePairs, ShardPairs
 from training.task import Batch
+
+_CERTAINTY = 0.02  # share of the certainty loss; it does not reach the transform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,9 @@ class AlignConfig:
     motion: str = ""  # a folder of motion capture, seen by random cameras
     block: AlignmentConfig = field(default_factory=AlignmentConfig)
     misalignment: SimilarityRange = field(default_factory=SimilarityRange)
+    aligned: float = 0.1  # chance that there is no misalignment, as where a video drives itself
+    driven_frames: int = 4  # of an example, under one misalignment
+    clip_weight: float = 0.5  # of the loss of one transform a clip; the rest is each frame's own
     # of shards
     holdout_tail: float = 0.0  # share of each clip, at its end, that is never trained on
     hide_joints: float = 0.1  # chance that a joint is hidden, as detectors miss them
@@ -42,6 +49,13 @@ class AlignConfig:
     # of motion
     camera: CameraConfig = field(default_factory=CameraConfig)
     clip_frames: int = 8  # frames that stand for a clip when it is framed
+
+    def __post_init__(self) -> None:
+        for name in ("aligned", "clip_weight"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"task.{name} is {getattr(self, name)}, expected 0..1.")
+        if self.driven_frames < 1:
+            raise ValueError(f"task.driven_frames is {self.driven_frames}, expected at least 1.")
 
     def build_task(self, seed: int) -> "AlignTask":
         if self.motion and self.shards:
@@ -62,14 +76,18 @@ class AlignConfig:
             return MotionPairs(
                 MotionStore(self.motion),
                 seed,
+                num_driven=self.driven_frames,
                 limits=self.misalignment,
+                aligned=self.aligned,
                 camera=self.camera,
                 num_frames=self.clip_frames,
             )
         return ShardPairs(
             open_clips(self.shards),
             seed,
+            num_driven=self.driven_frames,
             limits=self.misalignment,
+            aligned=self.aligned,
             holdout_tail=self.holdout_tail,
             hide_joints=self.hide_joints,
             joint_noise=self.joint_noise,
@@ -97,19 +115,54 @@ class AlignTask:
         return self.pairs.batch(samples)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor | float]]:
-        reference, driven, weight = (batch[k] for k in ("reference", "driven", "weight"))
+        shape = batch["weight"].shape[:2]
+        reference, frame = (
+            batch[name][:, None].expand(-1, shape[1], *batch[name].shape[1:])
+            for name in ("reference", "frame")
+        )
+        driven, weight, moved, target = (
+            batch[name] for name in ("driven", "weight", "moved", "target")
+        )
         # Pairs with too little in common teach nothing about the transform.
-        visible = batch["visible"] * ((weight > 0).sum(1, keepdim=True) >= MIN_COMMON)
+        solved = solvable(driven, reference, weight)
+        visible = batch["visible"] * solved[..., None]
+        flat = (part.flatten(0, 1) for part in (reference, driven, weight, frame))
+        transform, votes, expected = model(*flat)
+        transform = Similarity(*(part.unflatten(0, shape) for part in transform))
+        sums = ClipSums.of(
+            transform, votes.unflatten(0, shape), joint_centres(driven, weight), solved
+        )
+        of_clip = Similarity(*(part[:, None] for part in sums.transform()))
         # The transform is found from what a detector saw and judged without the detector's noise.
-        moved, target = batch["moved"], batch["target"]
-        learned = apply(model(reference, driven, weight), moved)
+        aligned = apply(transform, moved)
+        frames, clips = (
+            alignment_loss(points, target, visible) for points in (aligned, apply(of_clip, moved))
+        )
+        certainty = _certainty_loss(expected.unflatten(0, shape), aligned, target, visible)
         with torch.no_grad():
             closed_form = apply(fit(driven, reference, weight), moved)
-            baseline = alignment_loss(closed_form, target, visible)
-            none = alignment_loss(moved, target, visible)
-        numbers = {"distance_closed_form": baseline, "distance_none": none}
-        return alignment_loss(learned, target, visible), numbers
+            numbers = {
+                "distance": frames,
+                "distance_clip": clips,
+                "distance_closed_form": alignment_loss(closed_form, target, visible),
+                "distance_none": alignment_loss(moved, target, visible),
+                "certainty_loss": certainty,
+            }
+        share = self.config.clip_weight
+        return (1 - share) * frames + share * clips + _CERTAINTY * certainty, numbers
 
     def save_model(self, state: dict[str, Tensor], folder: Path) -> None:
         about = {"trained_on": {"alignment": dict(self.pairs.about())}}
         save_model(folder, alignment=(self.config.block, state), about=about)
+
+
+def _certainty_loss(expected: Tensor, aligned: Tensor, target: Tensor, visible: Tensor) -> Tensor:
+    """How far the expected distances `(B, F)` are off, as a factor (ours).
+
+    The minimum is the median of the distance given the poses.
+    """
+    off = ((aligned - target).norm(dim=-1).detach() * visible).sum(-1)
+    count = visible.sum(-1)
+    distance = (off / count.clamp_min(1)).clamp_min(1e-4)
+    wrong = (expected.clamp_min(1e-6).log() - distance.log()).abs()
+    return (wrong * (count > 0)).sum() / (count > 0).sum().clamp_min(1)

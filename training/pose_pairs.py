@@ -1,7 +1,8 @@
-"""Pairs of poses to learn alignment from: out of curated shards, or out of motion capture.
+"""Poses to learn alignment from: out of curated shards, or out of motion capture.
 
-A pair is two frames of one clip; the second is misaligned by a random similarity (eq. 12).
-Shapes: B batch, T frames, N = 18 keypoints of the body. Coordinates are isotropic
+An example is some frames of one clip: the first is the reference, the others are misaligned by
+one random similarity (eq. 12).
+Shapes: B batch, F driven frames, N = 18 keypoints of the body. Coordinates are isotropic
 (`animator.keypoints`).
 """
 
@@ -19,7 +20,7 @@ from animator.keypoints import (
     random_similarity,
     to_isotropic,
 )
-from animator.similarity import Similarity, apply
+from animator.similarity import Similarity, apply, identity
 from pipelines.clips import ClipStore
 from pipelines.draws import uniforms
 from pipelines.motion import MotionStore
@@ -31,19 +32,20 @@ _CHOICE = 2  # stream of random numbers; the sampler has those before it
 
 
 class PosePairs(Protocol):
-    """Where training pairs come from."""
+    """Where examples come from."""
 
     fingerprint: str
     num_samples: int  # of one epoch
 
     def batch(self, samples: Sequence[int]) -> Batch:
-        """Pairs of these sample numbers, each a pure function of its number.
+        """Examples of these sample numbers, each a pure function of its number.
 
         reference: `(B, N, 2)`, as a detector finds it
-        driven: `(B, N, 2)`, misaligned, as a detector finds it
-        weight: confidence that a joint is seen in both, `(B, N)`
-        moved, target: `(B, N, 2)`, driven pose without noise, misaligned and as it was
-        visible: 1 where a joint counts, `(B, N)`
+        driven: `(B, F, N, 2)`, misaligned, as a detector finds it
+        weight: confidence that a joint is seen in both, `(B, F, N)`
+        moved, target: `(B, F, N, 2)`, driven pose without noise, misaligned and as it was
+        visible: 1 where a joint counts, `(B, F, N)`
+        frame: height and width of the frame, of its longer side, `(B, 2)`
         """
         ...
 
@@ -56,6 +58,9 @@ class ShardPairs:
     """Pairs from the poses of curated clips.
 
     Args:
+        num_driven: driven frames of an example.
+        limits: of the misalignment.
+        aligned: chance of an example without misalignment.
         holdout_tail: share of each clip, at its end, that is never drawn.
         hide_joints: chance that a joint is hidden, as detectors miss them.
         joint_noise: deviation in each direction, of the longer side.
@@ -66,14 +71,16 @@ class ShardPairs:
         clips: ClipStore,
         seed: int,
         *,
+        num_driven: int,
         limits: SimilarityRange,
+        aligned: float,
         holdout_tail: float,
         hide_joints: float,
         joint_noise: float,
     ):
         self.clips = clips
         self.seed = seed
-        self.limits = limits
+        self.num_driven, self.limits, self.aligned = num_driven, limits, aligned
         self.holdout_tail, self.hide_joints, self.noise = holdout_tail, hide_joints, joint_noise
         self.fingerprint = clips.fingerprint
         self.num_samples = len(clips)
@@ -100,21 +107,27 @@ class ShardPairs:
 
     def _example(self, sample: int) -> dict[str, Tensor]:
         generator = sample_generator(self.seed, sample)
-        points, score = self.poses(self.order.clip(sample))
-        first, second = torch.randint(len(points), (2,), generator=generator).tolist()
-        weight = torch.minimum(score[first], score[second])
-        weight = weight * (torch.rand(len(weight), generator=generator) >= self.hide_joints)
-        noise = torch.randn(2, *points.shape[1:], generator=generator) * self.noise
+        index = self.order.clip(sample)
+        points, score = self.poses(index)
+        chosen = torch.randint(len(points), (1 + self.num_driven,), generator=generator)
+        first, driven = chosen[0], chosen[1:]
+        weight = torch.minimum(score[first], score[driven])
+        weight = weight * (torch.rand(weight.shape, generator=generator) >= self.hide_joints)
+        noise = torch.randn(len(chosen), *points.shape[1:], generator=generator) * self.noise
         misalign = random_similarity(generator, 1, self.limits)
-        moved = apply(Similarity(*misalign), points[second][None])[0]
+        if torch.rand(1, generator=generator) < self.aligned:
+            misalign = identity((1,), points)
+        moved = apply(misalign, points[driven])
+        height, width = self.clips.size(index)
         return {
             "reference": points[first] + noise[0],
             # The detector's noise scales with the person in the picture.
-            "driven": moved + noise[1] * misalign.scale,
+            "driven": moved + noise[1:] * misalign.scale,
             "weight": weight,
             "moved": moved,
-            "target": points[second],
-            "visible": (score[second] > 0).float(),
+            "target": points[driven],
+            "visible": (score[driven] > 0).float(),
+            "frame": torch.tensor([height, width]) / max(height, width),
         }
 
 
@@ -122,7 +135,10 @@ class MotionPairs:
     """Pairs from motion capture, seen by random cameras; whole batches at once.
 
     Args:
-        num_frames: frames that stand for a clip; a pair is two of them.
+        num_driven: driven frames of an example.
+        limits: of the misalignment.
+        aligned: chance of an example without misalignment.
+        num_frames: frames that stand for a clip; an example has some of them.
     """
 
     def __init__(
@@ -130,17 +146,20 @@ class MotionPairs:
         store: MotionStore,
         seed: int,
         *,
+        num_driven: int,
         limits: SimilarityRange,
+        aligned: float,
         camera: CameraConfig,
         num_frames: int,
     ):
-        if num_frames < 2:
+        if num_frames <= num_driven:
             raise ValueError(
-                f"task.clip_frames is {num_frames}, expected at least 2: a pair is two frames."
+                f"task.clip_frames is {num_frames}, expected more than the {num_driven} of "
+                "task.driven_frames: one frame of a clip is the reference."
             )
         self.store = store
         self.seed = seed
-        self.limits = limits
+        self.num_driven, self.limits, self.aligned = num_driven, limits, aligned
         self.num_frames = num_frames
         self.sampler = PoseSampler(store, camera, seed)
         self.fingerprint = store.fingerprint
@@ -150,17 +169,24 @@ class MotionPairs:
         return {"data": self.fingerprint, "motion": dict(self.store.licences)}
 
     def batch(self, samples: Sequence[int]) -> Batch:
-        chance = uniforms(self.seed, samples, 8, _CHOICE)
-        count = self.num_frames
-        first = (chance[:, 4] * count).long()
-        second = (first + 1 + (chance[:, 5] * (count - 1)).long()) % count
-        clips = self.sampler.draw(samples, count, keep=torch.stack([first, second], 1))
+        chance = uniforms(self.seed, samples, 5 + self.num_frames, _CHOICE)
+        chosen = chance[:, 5:].argsort(1)[:, : 1 + self.num_driven]
+        clips = self.sampler.draw(samples, self.num_frames, keep=chosen, reference=chosen[:, 0])
         misalign = misalignment(chance[:, :4], self.limits)
+        nothing = identity((len(chance),), chance)
+        aligned = chance[:, 4] < self.aligned
+        misalign = Similarity(
+            *(
+                torch.where(aligned[:, None] if field.ndim == 2 else aligned, none, field)[:, None]
+                for none, field in zip(nothing, misalign, strict=True)
+            )
+        )
         return {
             "reference": clips.observed[:, 0],
-            "driven": apply(misalign, clips.observed[:, 1]),
-            "weight": clips.score.amin(1),
-            "moved": apply(misalign, clips.points[:, 1]),
-            "target": clips.points[:, 1],
-            "visible": clips.inside[:, 1].float(),
+            "driven": apply(misalign, clips.observed[:, 1:]),
+            "weight": torch.minimum(clips.score[:, :1], clips.score[:, 1:]),
+            "moved": apply(misalign, clips.points[:, 1:]),
+            "target": clips.points[:, 1:],
+            "visible": clips.inside[:, 1:].float(),
+            "frame": clips.size,
         }
