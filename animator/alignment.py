@@ -155,7 +155,7 @@ class AlignmentBlock(nn.Module):
 
     def _coordinates(self, reference: Tensor, weight: Tensor) -> Similarity:
         """From the frame's coordinates to those the block computes in (ours)."""
-        frame = identity((len(reference),), reference)
+        frame = identity(reference.shape[:1], reference)
         if self.config.coordinates == "frame":
             return frame
         total = weight.sum(1, keepdim=True).clamp_min(1e-6)
