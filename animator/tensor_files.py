@@ -26,6 +26,10 @@ class WeightsError(ValueError):
     """Weights that cannot be read or do not fit; the message names the file and the mend."""
 
 
+class MissingTensorsError(WeightsError):
+    """Weights without some of the model's tensors."""
+
+
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Have `write` fill a temporary file in the same folder, flush it to disk, rename it."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -169,11 +173,12 @@ def read_tensors(
 
 
 def check_names(state: Iterable[str], expected: Iterable[str], what: str) -> None:
-    """Raises WeightsError unless both name the same tensors."""
+    """Raises WeightsError unless both name the same tensors; MissingTensorsError for too few."""
     given, wanted = set(state), set(expected)
     missing, extra = sorted(wanted - given), sorted(given - wanted)
     if missing or extra:
-        raise WeightsError(
+        kind = MissingTensorsError if missing else WeightsError
+        raise kind(
             f"{what} does not fit: it lacks {_some(missing)} and has {_some(extra)} that "
             f"{'is' if len(extra) == 1 else 'are'} not expected."
         )

@@ -19,6 +19,7 @@ from animator.alignment import AlignmentBlock
 from animator.config import AlignmentConfig, AnimatorConfig
 from animator.tensor_files import (
     MAX_SHARD_SIZE,
+    MissingTensorsError,
     WeightsError,
     load_component,
     read_settings,
@@ -171,12 +172,22 @@ def animator_sizes(folder: Path) -> AnimatorConfig:
 
 
 def load_alignment(folder: Path) -> AlignmentBlock | None:
-    """The alignment block of a model folder in evaluation mode, or None where it has none."""
+    """The alignment block of a model folder in evaluation mode, or None where it has none.
+
+    Raises:
+        WeightsError: for a block that is damaged, does not fit or is of an earlier version.
+    """
     config = read_config(folder)
     if "alignment" not in config:
         return None
     sizes = read_sizes(AlignmentConfig, config["alignment"], folder / "config.json")
     with torch.device("meta"):
         block = AlignmentBlock(sizes)
-    load_component(block, folder, "alignment")
+    try:
+        load_component(block, folder, "alignment")
+    except MissingTensorsError as error:
+        raise WeightsError(
+            f"{folder} holds an alignment block that was trained by an earlier version, with fewer "
+            "parts than this one has: train it again with `animator train alignment`."
+        ) from error
     return block.eval()
