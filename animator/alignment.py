@@ -111,6 +111,8 @@ class AlignmentBlock(nn.Module):
         self.head = _head(width, 5)
         self.vote_head = _head(width, NUM_VOTES)
         self.error_head = _head(width, 1)
+        # An eighth of the person's size, so that an untrained block holds nothing to be aligned.
+        nn.init.constant_(self.error_head[-1].bias, -2.0)  # type: ignore[arg-type]
 
     def forward(self, reference: Tensor, driven: Tensor, weight: Tensor, frame: Tensor) -> Estimate:
         """Similarity that aligns the driven pose (eq. 1-10).

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,20 +22,31 @@ from torch import Tensor
 
 from animator.alignment import AlignmentBlock
 from animator.keypoints import LEFT_RIGHT, misalignment
-from animator.similarity import Similarity, apply, compose, fit, identity, invert, rotate
+from animator.similarity import Similarity, apply, compose, identity, invert, rotate
 from animator.weights import load_alignment
 from inference.affine import fit_affine
-from inference.alignment_settings import DEFAULT_SETTING, AlignmentSetting, named_settings
-from inference.retarget import pool_clip
+from inference.alignment_settings import (
+    DEFAULT_SETTING,
+    RECORDED,
+    AlignmentSetting,
+    named_settings,
+)
+from inference.clip_alignment import (
+    AlignmentSettings,
+    FrameAlignment,
+    align_clip,
+    align_frames,
+    sum_frames,
+)
 from pipelines.draws import uniforms
 from pipelines.motion import MotionStore
 from pipelines.motion_camera import PoseClips, PoseSampler
+from pipelines.pose_sequences import PoseSequences
 
 OnStep = Callable[[int, int], None]  # (clips done, clips in all)
 NUM_FRAMES = 48
 MIN_SEEN = 6  # joints that a reference shows, where the clip has such a frame
 _CHUNK = 32  # clips measured at once
-_BLOCK_FRAMES = 128  # frames that go through the block at once; more fall out of the cache
 _CHOICE, _MISALIGN = 100, 101  # streams of random numbers
 _PERSON = 1 << 32  # between the seeds of people of one frame
 
@@ -45,6 +57,7 @@ class Misaligned(NamedTuple):
     reference: Tensor  # (B, N, 2), as a detector finds it
     driven: Tensor  # (B, T, N, 2), misaligned, as a detector finds it
     weight: Tensor  # (B, T, N), confidence that a joint is seen in both
+    frame: Tensor  # (B, 2), height and width of the frame, of its longer side
     moved: Tensor  # (B, T, N, 2), misaligned, without noise
     truth: Tensor  # (B, T, N, 2), not misaligned, without noise
     counts: Tensor  # (B, T, N), whether the joint is in the frame and so is measured
@@ -56,8 +69,9 @@ Method = Callable[[Misaligned], Similarity]
 
 @torch.no_grad()
 def evaluate_alignment(
-    motion: Path,
+    motion: Path | None = None,
     *,
+    poses: Path | None = None,
     clips: int = 300,
     seed: int = 0,
     model: Path | None = None,
@@ -69,6 +83,8 @@ def evaluate_alignment(
 
     Args:
         motion: a folder of motion capture; a sequence's chance goes with its length.
+        poses: a folder of recorded 2-D poses instead (`pipelines.pose_sequences`), which are
+            measured as they are, under the one setting `recorded`.
         clips: how many clips.
         model: a model folder with an alignment block.
         setting: a name of `inference.alignment_settings`, or `all`.
@@ -84,22 +100,22 @@ def evaluate_alignment(
         `ms_per_frame`.
 
     Raises:
-        MotionError, ValueError: nothing to measure, or an unknown setting.
+        ValueError: nothing to measure, or an unknown setting.
     """
     for name, value, least in (("clips", clips, 1), ("seed", seed, 0), ("frames", num_frames, 2)):
         if value < least:
             raise ValueError(f"{name} is {value}, expected at least {least}.")
     if num_frames % 2:
         raise ValueError(f"frames is {num_frames}, expected an even number.")
-    chosen = named_settings(setting)
+    source = _open(motion, poses)
+    chosen = named_settings(setting) if motion is not None else {"recorded": RECORDED}
     block = load_alignment(model) if model is not None else None
-    store = MotionStore(motion)
     methods = _methods(block)
     total = clips * len(chosen)
     measured = {}
     for number, (name, about) in enumerate(chosen.items()):
         rows = _Rows(methods)
-        for done, batch in misaligned_clips(store, about, clips, seed, num_frames):
+        for done, batch in misaligned_clips(source, about, clips, seed, num_frames):
             rows.add(batch)
             if on_step is not None:
                 on_step(number * clips + done, total)
@@ -113,10 +129,10 @@ def evaluate_alignment(
         "frames": num_frames,
         "seed": seed,
         "data": {
-            "folder": motion.name,
-            "sequences": len(store),
-            "fingerprint": store.fingerprint,
-            "licences": dict(store.licences),
+            "folder": source.folder.name,
+            "sequences": len(source),
+            "fingerprint": source.fingerprint,
+            "licences": dict(source.licences) if isinstance(source, MotionStore) else {},
         },
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": _machine(),
@@ -124,26 +140,46 @@ def evaluate_alignment(
 
 
 def misaligned_clips(
-    store: MotionStore, setting: AlignmentSetting, clips: int, seed: int, num_frames: int
+    source: MotionStore | PoseSequences,
+    setting: AlignmentSetting,
+    clips: int,
+    seed: int,
+    num_frames: int,
 ) -> Iterator[tuple[int, Misaligned]]:
     """Clips in portions, with how many are done after each; people count as clips of their own."""
-    samplers = [
-        PoseSampler(store, camera, seed + _PERSON * i) for i, camera in enumerate(setting.cameras)
-    ]
+    draws: list[Callable[[range], PoseClips]]
+    if isinstance(source, PoseSequences):
+        draws = [lambda samples: source.draw(samples, num_frames + 2, seed)]
+    else:
+        samplers = [
+            PoseSampler(source, camera, seed + _PERSON * i)
+            for i, camera in enumerate(setting.cameras)
+        ]
+        draws = [partial(s.draw, num_frames=num_frames + 2, in_pairs=True) for s in samplers]
     for first in range(0, clips, _CHUNK):
         samples = range(first, min(first + _CHUNK, clips))
         chance = uniforms(seed, samples, num_frames // 2 + 1, _CHOICE)
         misalign = misalignment(uniforms(seed, samples, 4, _MISALIGN), setting.misalignment)
         people = [
             _misalign(
-                sampler.draw(samples, num_frames + 2, in_pairs=True),
+                draw(samples),
                 chance,
                 misalign,
                 mirrored=setting.mirrored,
             )
-            for sampler in samplers
+            for draw in draws
         ]
         yield samples.stop, _joined(people)
+
+
+def _open(motion: Path | None, poses: Path | None) -> MotionStore | PoseSequences:
+    if (motion is None) == (poses is None):
+        given = "neither" if motion is None else "both"
+        raise ValueError(
+            f"Got {given} of motion and poses, expected one folder: motion capture, or recorded "
+            "2-D poses."
+        )
+    return MotionStore(motion) if motion is not None else PoseSequences(poses or "")
 
 
 def _misalign(
@@ -169,6 +205,7 @@ def _misalign(
         reference=reference,
         driven=apply(misalign, found),
         weight=torch.minimum(score, ref_score[:, None]),
+        frame=clips.size,
         moved=apply(misalign, truth),
         truth=truth,
         counts=inside,
@@ -191,32 +228,26 @@ def _methods(block: AlignmentBlock | None) -> dict[str, Method]:
     methods: dict[str, Method] = {
         "none": lambda clips: identity(clips.weight.shape[:2], clips.driven),
         "affine": lambda clips: _for_all(fit_affine(clips.driven, clips.reference, clips.weight)),
-        "similarity": _closed_form,
-        "similarity_clip": lambda clips: _pooled(_closed_form(clips), clips),
+        "similarity": lambda clips: _frames(None, clips).transform,
+        "similarity_clip": lambda clips: _clip(_frames(None, clips), clips),
     }
     if block is not None:
-        methods["learned"] = lambda clips: _learned(block, clips)
-        methods["learned_clip"] = lambda clips: _pooled(_learned(block, clips), clips)
+        methods["learned"] = lambda clips: _frames(block, clips).transform
+        methods["learned_clip"] = lambda clips: _clip(_frames(block, clips), clips)
     methods["oracle"] = _oracle
-    methods["oracle_clip"] = lambda clips: _pooled(_oracle(clips), clips)
+    methods["oracle_clip"] = lambda clips: _clip(
+        _frames(None, clips)._replace(transform=_oracle(clips)), clips
+    )
     return methods
 
 
-def _closed_form(clips: Misaligned) -> Similarity:
-    return fit(clips.driven, clips.reference[:, None].expand_as(clips.driven), clips.weight)
+def _frames(block: AlignmentBlock | None, clips: Misaligned) -> FrameAlignment:
+    return align_frames(block, clips.reference, clips.driven, clips.weight, clips.frame)
 
 
-def _learned(block: AlignmentBlock, clips: Misaligned) -> Similarity:
-    frames = clips.weight.shape[:2]
-    reference = clips.reference[:, None].expand_as(clips.driven).flatten(0, 1)
-    parts = zip(
-        reference.split(_BLOCK_FRAMES),
-        clips.driven.flatten(0, 1).split(_BLOCK_FRAMES),
-        clips.weight.flatten(0, 1).split(_BLOCK_FRAMES),
-        strict=True,
-    )
-    fields = zip(*(block(*part) for part in parts), strict=True)
-    return Similarity(*(torch.cat(field).unflatten(0, frames) for field in fields))
+def _clip(frames: FrameAlignment, clips: Misaligned) -> Similarity:
+    sums = sum_frames(frames, clips.driven, clips.weight)
+    return _for_all(align_clip(sums, AlignmentSettings()).transform)
 
 
 def _oracle(clips: Misaligned) -> Similarity:
@@ -229,14 +260,6 @@ def _oracle(clips: Misaligned) -> Similarity:
     scale, cos, sin = (f.expand(clips.weight.shape[:2]) for f in right[:3])
     shift = mean_r - scale[..., None] * rotate(mean_d[..., None, :], cos, sin)[..., 0, :]
     return Similarity(scale, cos, sin, shift)
-
-
-def _pooled(transforms: Similarity, clips: Misaligned) -> Similarity:
-    pooled = [
-        pool_clip(Similarity(*frames), driven, weight)
-        for driven, weight, *frames in zip(clips.driven, clips.weight, *transforms, strict=True)
-    ]
-    return _for_all(Similarity(*(torch.stack(field) for field in zip(*pooled, strict=True))))
 
 
 def _for_all(transform: Similarity) -> Similarity:

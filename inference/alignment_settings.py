@@ -61,6 +61,9 @@ SETTINGS = {
     ),
 }
 
+# Of recorded poses, which bring people, cameras and detectors of their own.
+RECORDED = AlignmentSetting(about="recorded 2-D poses as they are", cameras=())
+
 
 def named_settings(name: str) -> dict[str, AlignmentSetting]:
     """The setting of that name, or every one for `all`.

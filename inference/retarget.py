@@ -1,7 +1,7 @@
-"""From driving poses to poses on the reference: alignment pooled over the clip.
+"""From driving poses to poses on the reference, person by person.
 
 Shapes: T frames, P people, K keypoints (18 or 128), N = 18 of them the body's. Keypoints are 0..1
-of their frame; the similarity works in isotropic coordinates (`animator.keypoints`).
+of their frame; transforms are in isotropic coordinates (`animator.keypoints`).
 """
 
 from dataclasses import dataclass
@@ -12,10 +12,23 @@ import torch
 from torch import Tensor
 
 from animator.alignment import AlignmentBlock
+from animator.clip_transform import ClipSums
 from animator.keypoints import BODY, from_isotropic, to_isotropic
-from animator.similarity import MIN_COMMON, Similarity, apply, fit, identity, rotate
+from animator.similarity import Similarity, apply, identity
+from inference.alignment_verdict import Found, PersonAlignment, judge
+from inference.clip_alignment import (
+    AlignmentSettings,
+    FrameAlignment,
+    align_clip,
+    align_frames,
+    limit_frames,
+    sum_frames,
+)
+from inference.people import match_people
 
 Size = tuple[int, int]  # (height, width)
+Poses = tuple[np.ndarray, np.ndarray]  # keypoints and their score
+_PORTION = 512  # frames aligned at once; sums over them are all that is kept of a long clip
 
 
 @dataclass(frozen=True)
@@ -23,147 +36,158 @@ class Retargeted:
     """Driving poses moved onto the reference, and what was done to them."""
 
     keypoints: np.ndarray  # (T, P, K, 2) in 0..1 of the reference's frame
-    method: str  # learned | closed_form | none
-    scale: float
-    degrees: float
-    shift: tuple[float, float]  # of the longer side, x and y
-    scale_spread: float  # deviation of the frames' ln scale
-    degrees_spread: float
-    frames_used: int
+    people: tuple[PersonAlignment, ...]  # one a matched pair, the main person's first
+    per_frame: bool = False
+
+    @property
+    def main(self) -> PersonAlignment:
+        """The alignment of the driving clip's main person."""
+        return self.people[0]
+
+    @property
+    def warnings(self) -> list[str]:
+        """Reasons not to trust the alignment, of all people."""
+        several = len(self.people) > 1
+        return [
+            f"person {number}: {text}" if several else text
+            for number, person in enumerate(self.people, 1)
+            for text in person.warnings
+        ]
 
     def describe(self) -> str:
         """One sentence for people."""
-        if self.method == "none":
-            return "poses used as they are (no alignment)"
-        x, y = (100 * v for v in self.shift)
-        return (
-            f"poses scaled by {self.scale:.2f}, turned by {self.degrees:+.1f}°, moved by "
-            f"{x:+.1f} % and {y:+.1f} % of the longer side ({self.method.replace('_', ' ')}, "
-            f"{self.frames_used} frames agree to {100 * self.scale_spread:.0f} % and "
-            f"{self.degrees_spread:.1f}°)"
-        )
+        text = self.main.describe()
+        if self.per_frame and self.main.method in ("learned", "closed_form"):
+            text += ", each frame by its own transform"
+        if len(self.people) > 1:
+            text += f"; {len(self.people)} people matched from left to right"
+        return text
 
     def record(self) -> dict[str, Any]:
         """For the JSON beside an output."""
-        return {
-            "method": self.method,
-            "scale": round(self.scale, 5),
-            "degrees": round(self.degrees, 4),
-            "shift": [round(v, 5) for v in self.shift],
-            "scale_spread": round(self.scale_spread, 5),
-            "degrees_spread": round(self.degrees_spread, 4),
-            "frames_used": self.frames_used,
-        }
-
-
-def common_weight(reference: Tensor, driven: Tensor, thresholds: tuple[float, float]) -> Tensor:
-    """Confidence that a joint is seen in both poses, 0 where it is not; `(T, N)`."""
-    seen = (reference >= thresholds[0]) & (driven >= thresholds[1])
-    return torch.minimum(reference, driven) * seen
-
-
-def pool(transforms: Similarity, centres: Tensor, weight: Tensor) -> Similarity:
-    """One similarity for a clip from those of its frames (ours).
-
-    A misalignment is constant over a clip; the person's own motion is not part of it. Scale,
-    rotation and the place that each frame's transform gives its own centre are pooled by
-    medians, so that frames with a bad pose have no say.
-
-    Args:
-        transforms: fields of shape `(T,)` and `(T, 2)`.
-        centres: centre of each frame's common joints, `(T, 2)`.
-        weight: 0 leaves a frame out, `(T,)`.
-    """
-    used = weight > 0
-    if not used.any():
-        return identity((), centres)
-    chosen = Similarity(*(field[used] for field in transforms))
-    centres = centres[used]
-    scale = chosen.scale.log().quantile(0.5).exp()
-    mean = torch.atan2(chosen.sin.sum(), chosen.cos.sum())
-    turned = torch.atan2(chosen.sin, chosen.cos) - mean
-    turned = torch.atan2(turned.sin(), turned.cos())  # to -pi..pi, so that a median makes sense
-    angle = mean + turned.quantile(0.5)
-    cos, sin = angle.cos(), angle.sin()
-    places = apply(chosen, centres[:, None])[:, 0]
-    shifts = places - scale * rotate(centres, cos, sin)
-    return Similarity(scale, cos, sin, shifts.quantile(0.5, dim=0))
-
-
-def pool_clip(transforms: Similarity, points: Tensor, weight: Tensor) -> Similarity:
-    """One similarity for a clip; frames that no rotation can be found for have no say.
-
-    Args:
-        transforms: fields of shape `(T,)` and `(T, 2)`.
-        points: the driven poses, `(T, N, 2)`.
-        weight: confidence that a joint is seen in both poses, `(T, N)`.
-    """
-    centres = (points * weight[..., None]).sum(1) / weight.sum(1, keepdim=True).clamp_min(1e-6)
-    return pool(transforms, centres, solved(weight))
-
-
-def solved(weight: Tensor) -> Tensor:
-    """How much each frame counts `(T,)`: 0 where too few joints `(T, N)` are common."""
-    return ((weight > 0).sum(1) >= MIN_COMMON) * weight.sum(1)
+        record = {"per_frame": self.per_frame, **self.main.record()}
+        if len(self.people) > 1:
+            record["people"] = [person.record() for person in self.people]
+        return record
 
 
 @torch.no_grad()
 def retarget(
     block: AlignmentBlock | None,
-    reference: tuple[np.ndarray, np.ndarray],
-    driving: tuple[np.ndarray, np.ndarray],
+    reference: Poses,
+    driving: Poses,
     sizes: tuple[Size, Size],
     thresholds: tuple[float, float],
-    *,
-    per_frame: bool = False,
+    settings: AlignmentSettings | None = None,
 ) -> Retargeted:
-    """Align driving poses to the reference pose; the first person's body decides for all.
+    """Align driving poses to the reference.
+
+    Where both show several people they are matched from left to right and aligned one by one;
+    driving people without a partner go along with the main one. The body alone decides; hands
+    and face follow it.
+
+    Where a pair of people gives no frame with three joints in common, what can still be known is
+    used, in this order: the shift between the joints they share, over all frames; nothing. The
+    result's notes say so.
 
     Args:
         block: the learned block, or None for the closed form alone.
-        reference: keypoints `(K, 2)` and score `(K,)`; K may be another than the driving poses'.
+        reference: keypoints `(P, K, 2)` or `(K, 2)` and score `(P, K)` or `(K,)`, the main person
+            first; K may be another than the driving poses'.
         driving: keypoints `(T, P, K, 2)` and score `(T, P, K)`.
         sizes: of the reference's and of the driving frame.
         thresholds: score from which a joint is seen, in the reference and in the driving clip.
-        per_frame: a transform for each frame (the paper's variant) instead of one a clip.
+        settings: of the alignment; one transform a clip by default.
     """
+    settings = settings or AlignmentSettings()
     (ref_h, ref_w), (drv_h, drv_w) = sizes
-    keypoints = torch.from_numpy(to_isotropic(driving[0].astype(np.float32), drv_w, drv_h))
-    target = torch.from_numpy(to_isotropic(reference[0][BODY].astype(np.float32), ref_w, ref_h))
-    ref_score, score = (
-        torch.from_numpy(s[..., BODY].astype(np.float32)) for s in (reference[1], driving[1])
-    )
-    main = keypoints[:, 0, BODY]
-    target = target.expand_as(main)
-    weight = common_weight(ref_score.expand(len(main), -1), score[:, 0], thresholds)
-    per = fit(main, target, weight) if block is None else block(target, main, weight)
-    clip = pool_clip(per, main, weight)
-    moved = apply(
-        Similarity(*(f[:, None] for f in per))
-        if per_frame
-        else Similarity(*(f[None, None] for f in clip)),
-        keypoints,
-    )
-    used = solved(weight) > 0
-    turned = per.degrees[used] - clip.degrees
-    return Retargeted(
-        keypoints=from_isotropic(moved.numpy(), ref_w, ref_h),
-        method="closed_form" if block is None else "learned",
-        scale=float(clip.scale),
-        degrees=float(clip.degrees),
-        shift=(float(clip.shift[0]), float(clip.shift[1])),
-        scale_spread=_deviation(per.scale[used].log()),
-        degrees_spread=_deviation((turned + 180) % 360 - 180),
-        frames_used=int(used.sum()),
-    )
+    moving = torch.from_numpy(to_isotropic(driving[0].astype(np.float32), drv_w, drv_h))
+    still = _people(reference[0].astype(np.float32)[..., BODY, :], 3)
+    still = torch.from_numpy(to_isotropic(still, ref_w, ref_h))
+    still_seen = _seen(_people(reference[1][..., BODY], 2), still, thresholds[0])
+    moving_seen = _seen(driving[1][..., BODY], moving[:, :, BODY], thresholds[1])
+    frame = torch.tensor([[ref_h, ref_w]], dtype=torch.float32) / max(ref_h, ref_w)
+    pairs = match_people(still, still_seen, moving[:, :, BODY], moving_seen)
+
+    people, transforms = [], {}
+    for of_reference, of_driving in pairs:
+        weight = torch.minimum(still_seen[of_reference], moving_seen[:, of_driving])
+        pose = moving[:, of_driving, BODY]
+        found = _align(block, still[of_reference], pose, weight, frame, settings)
+        transforms[of_driving] = found.transform
+        people.append(
+            judge(found, (of_reference, of_driving), moving_seen[:, of_driving], frame[0] / 2)
+        )
+    main = transforms[pairs[0][1]]
+    each = [transforms.get(person, main) for person in range(moving.shape[1])]
+    moved = torch.stack([apply(t, moving[:, i]) for i, t in enumerate(each)], 1)
+    keypoints = from_isotropic(moved.numpy(), ref_w, ref_h)
+    return Retargeted(keypoints, tuple(people), settings.per_frame)
 
 
 def unaligned(driving: np.ndarray, sizes: tuple[Size, Size]) -> Retargeted:
     """Driving poses `(T, P, K, 2)` as they are: the same place in isotropic coordinates."""
     (ref_h, ref_w), (drv_h, drv_w) = sizes
     points = from_isotropic(to_isotropic(driving, drv_w, drv_h), ref_w, ref_h)
-    return Retargeted(points, "none", 1.0, 0.0, (0.0, 0.0), 0.0, 0.0, 0)
+    return Retargeted(points, (PersonAlignment(method="none", frames=len(driving)),))
 
 
-def _deviation(values: Tensor) -> float:
-    return float(values.std()) if len(values) > 1 else 0.0
+def _align(
+    block: AlignmentBlock | None,
+    reference: Tensor,
+    driven: Tensor,
+    weight: Tensor,
+    frame: Tensor,
+    settings: AlignmentSettings,
+) -> Found:
+    """One person: reference `(N, 2)`, driven `(T, N, 2)`, weight `(T, N)`."""
+    sums: ClipSums | None = None
+    by_frame: list[Similarity] = []
+    for start in range(0, len(driven), _PORTION):
+        part = slice(start, start + _PORTION)
+        poses, seen = driven[None, part], weight[None, part]
+        frames = align_frames(block, reference[None], poses, seen, frame)
+        portion = sum_frames(frames, poses, seen)
+        sums = portion if sums is None else sums.plus(portion)
+        if settings.per_frame:
+            by_frame.append(_of_frames(frames, poses, seen, settings))
+    assert sums is not None, "a driving clip has at least one frame"
+    clip = align_clip(sums, settings)
+    method = "closed_form" if block is None else "learned"
+    transform = clip.transform
+    if not clip.frames.item():
+        transform, method = _translation(reference, driven, weight)
+    elif clip.aligned.item():
+        method = "kept"
+    elif settings.per_frame:
+        transform = Similarity(*(torch.cat(field) for field in zip(*by_frame, strict=True)))
+    return Found(method, transform, clip, reference, driven, weight, settings)
+
+
+def _of_frames(
+    frames: FrameAlignment, driven: Tensor, weight: Tensor, settings: AlignmentSettings
+) -> Similarity:
+    held = limit_frames(frames.transform, driven, weight, settings)
+    return Similarity(*(field[0] for field in held))
+
+
+def _translation(reference: Tensor, driven: Tensor, weight: Tensor) -> tuple[Similarity, str]:
+    """The shift between the joints in common, over all frames."""
+    transform = identity((1,), driven)
+    total = weight.sum()
+    if not total > 0:
+        return transform, "none"
+    off = torch.where((weight > 0)[..., None], reference - driven, torch.zeros_like(driven))
+    shift = (off * weight[..., None]).sum((0, 1)) / total
+    return transform._replace(shift=shift[None]), "translation"
+
+
+def _people(values: np.ndarray, dims: int) -> np.ndarray:
+    """With an axis for people where there was none."""
+    return values if values.ndim == dims else values[None]
+
+
+def _seen(score: np.ndarray, points: Tensor, threshold: float) -> Tensor:
+    """Confidence of joints that are seen, 0 for the others and for places that are none."""
+    confidence = torch.from_numpy(np.nan_to_num(score.astype(np.float32)))
+    return confidence * (confidence >= threshold) * points.isfinite().all(-1)

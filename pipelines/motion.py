@@ -4,7 +4,6 @@ T frames, N = 18 joints in COCO-18 order (`animator.keypoints`), metres, y up.
 """
 
 import hashlib
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from animator.keypoints import NUM_KEYPOINTS
+from pipelines.npz_files import NpzError, read_npz
 
-MAX_FILE_BYTES = 256 << 20  # unpacked; hours of one person
 MAX_FOLDER_BYTES = 2 << 30  # unpacked
 MAX_METRES = 1_000.0
 NO_LICENCE = "none stated"
@@ -25,7 +24,7 @@ LICENCES = {
 }
 
 
-class MotionError(ValueError):
+class MotionError(NpzError):
     """A folder or file that is no motion capture."""
 
 
@@ -51,7 +50,8 @@ class MotionStore:
         licence: of all sequences, where their files and sources state none.
 
     Raises:
-        MotionError: no such folder, no sequence in it, or a file that is not as described.
+        NpzError: for a file that cannot be read; its kind MotionError for no such folder, no
+            sequence in it, or a file that is not as described.
     """
 
     def __init__(self, folder: Path | str, licence: str = "") -> None:
@@ -105,7 +105,7 @@ class MotionStore:
 
 
 def _read(path: Path, licence: str) -> Motion:
-    arrays = _arrays(path)
+    arrays = read_npz(path)
     for name in ("joints", "fps"):
         if name not in arrays:
             found = ", ".join(sorted(arrays)) or "nothing"
@@ -136,21 +136,3 @@ def _read(path: Path, licence: str) -> Motion:
         source=source,
         licence=stated or licence or NO_LICENCE,
     )
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-        if size > MAX_FILE_BYTES:
-            raise MotionError(
-                f"{path}: unpacks to {size} bytes, expected at most {MAX_FILE_BYTES}: cut it."
-            )
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except MotionError:
-        raise
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise MotionError(
-            f"{path}: not motion capture ({error}): write it with numpy.savez."
-        ) from None

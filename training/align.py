@@ -17,7 +17,7 @@ from animator.clip_transform import ClipSums
 from animator.config import AlignmentConfig
 from animator.keypoints import SimilarityRange
 from animator.losses import alignment_loss
-from animator.similarity import Similarity, apply, fit, joint_centres, solvable
+from animator.similarity import Similarity, apply, fit, solvable
 from animator.weights import save_model
 from pipelines.motion import MotionStore
 from pipelines.motion_camera import CameraConfig
@@ -129,16 +129,16 @@ class AlignTask:
         flat = (part.flatten(0, 1) for part in (reference, driven, weight, frame))
         transform, votes, expected = model(*flat)
         transform = Similarity(*(part.unflatten(0, shape) for part in transform))
-        sums = ClipSums.of(
-            transform, votes.unflatten(0, shape), joint_centres(driven, weight), solved
-        )
+        expected = expected.unflatten(0, shape)
+        votes = votes.unflatten(0, shape)
+        sums = ClipSums.of(transform, votes, expected, driven, weight, solved)
         of_clip = Similarity(*(part[:, None] for part in sums.transform()))
         # The transform is found from what a detector saw and judged without the detector's noise.
         aligned = apply(transform, moved)
         frames, clips = (
             alignment_loss(points, target, visible) for points in (aligned, apply(of_clip, moved))
         )
-        certainty = _certainty_loss(expected.unflatten(0, shape), aligned, target, visible)
+        certainty = _certainty_loss(expected, aligned, target, visible)
         with torch.no_grad():
             closed_form = apply(fit(driven, reference, weight), moved)
             numbers = {

@@ -147,9 +147,16 @@ def test_alignment_pairs_from_motion_depend_on_their_samples_alone(tmp_path):
     assert task.num_samples == MotionStore(motion).num_frames
     assert task.fingerprint == MotionStore(motion).fingerprint
     # Two different frames of one clip, and a similarity between the driven pose and the truth.
-    assert (whole["reference"] - whole["target"]).abs().amax((1, 2)).min() > 1e-3
-    seen = torch.ones(64, 18)
-    back = apply(fit(whole["moved"], whole["target"], seen), whole["moved"])
+    poses = torch.cat([whole["reference"][:, None], whole["target"]], 1)
+    apart = (poses[:, :, None] - poses[:, None]).abs().amax((3, 4)) + torch.eye(5)
+    assert apart.min() > 1e-3
+    # One misalignment for all driven frames of an example, and for some none.
+    seen = torch.ones(64, 4, 18)
+    found = fit(whole["moved"], whole["target"], seen)
+    torch.testing.assert_close(found.scale, found.scale[:, :1].expand(-1, 4), atol=1e-3, rtol=0)
+    none = (whole["moved"] == whole["target"]).all((1, 2, 3))
+    assert 0 < none.sum() < 20
+    back = apply(found, whole["moved"])
     torch.testing.assert_close(back, whole["target"], atol=1e-4, rtol=0)
     assert (whole["weight"] == 0).any()
     assert (whole["weight"] == 1).any()
@@ -176,14 +183,18 @@ def test_alignment_learns_from_motion_and_records_its_licences(tmp_path):
     model = task.build()
     optimiser = torch.optim.Adam(model.parameters(), lr=5e-3)
     ratios = []
+    clip_ratios = []
     for step in range(40):
-        loss, numbers = task.loss(model, task.batch(range(64 * step, 64 * step + 64)))
+        loss, numbers = task.loss(model, task.batch(range(32 * step, 32 * step + 32)))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        ratios.append(loss.item() / float(numbers["distance_closed_form"]))
+        ratios.append((numbers["distance"] / numbers["distance_closed_form"]).item())
+        clip_ratios.append(float(numbers["distance_clip"] / numbers["distance_closed_form"]))
     assert ratios[0] == pytest.approx(1)
     assert np.mean(ratios[-10:]) < 0.97 * np.mean(ratios[:5])
+    assert np.mean(clip_ratios[-10:]) < 0.97 * np.mean(clip_ratios[:5])
+    assert clip_ratios[0] < 1  # four frames together know more than one
     task.save_model(model.state_dict(), tmp_path / "model")
     about = read_config(tmp_path / "model")["trained_on"]["alignment"]
     assert about["data"] == task.fingerprint
@@ -197,7 +208,31 @@ def test_alignment_takes_shards_or_motion(shards, tmp_path):
     with pytest.raises(ValueError, match=r"task\.motion=DIR"):
         AlignConfig().build_task(seed=0)
     with pytest.raises(ValueError, match="clip_frames"):
-        dataclasses.replace(both, shards="", clip_frames=1).build_task(seed=0)
+        dataclasses.replace(both, shards="", clip_frames=4).build_task(seed=0)
+    with pytest.raises(ValueError, match=r"task\.aligned"):
+        AlignConfig(aligned=2)
+
+
+def test_the_reference_may_be_of_a_person_with_other_limbs(tmp_path):
+    motion = str(write_motion(tmp_path / "motion"))
+    settings = ["camera.perfect=1", "camera.walk=0", "camera.full_body=1", "camera.limbs=0.2"]
+
+    def limb_lengths(chance: float) -> torch.Tensor:
+        """Of the thighs in the reference against the driven frames, `(B,)`."""
+        config = apply_overrides(AlignConfig(motion=motion), settings)
+        config = dataclasses.replace(
+            config, camera=dataclasses.replace(config.camera, other_person=chance)
+        )
+        batch = config.build_task(seed=0).batch(range(64))
+        arms = [(p[..., 2, :] - p[..., 5, :]).norm(dim=-1) for p in poses(batch)]
+        spans = [(p[..., 1, :] - p[..., 8, :]).norm(dim=-1) for p in poses(batch)]
+        return (arms[0] / spans[0]) / (arms[1] / spans[1]).mean(1)
+
+    def poses(batch):
+        return batch["reference"], batch["target"]
+
+    spread = [float(limb_lengths(chance).log().std()) for chance in (0.0, 1.0)]
+    assert spread[1] > 1.1 * spread[0]
 
 
 def test_tasks_without_shards_say_what_to_give():

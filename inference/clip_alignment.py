@@ -1,0 +1,161 @@
+"""Clips of poses to transforms: one a frame (the paper's), and one a clip (ours).
+
+Shapes: B clips, T frames, N = 18 joints; transforms of frames have fields `(B, T)` and
+`(B, T, 2)`, of clips `(B,)` and `(B, 2)`. Coordinates are isotropic (`animator.keypoints`).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from animator.alignment import NUM_VOTES, AlignmentBlock
+from animator.clip_transform import ClipSums, Spread, outliers
+from animator.similarity import Similarity, apply, fit, identity, joint_centres, solvable
+
+_BLOCK_FRAMES = 128  # frames that go through the block at once; more fall out of the cache
+# A transform that moves the person less than this many expected errors is taken to be none.
+ALREADY_ALIGNED = 1.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentSettings:
+    """How poses are moved onto a reference; a similarity beyond the limits is held at them."""
+
+    per_frame: bool = False  # a transform for each frame (the paper's) instead of one a clip
+    max_scale: float = 4.0  # factor either way
+    max_rotation: float = 60.0  # degrees either way
+    keep_aligned: bool = True  # leave poses that need no alignment as they are
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_scale <= 100:
+            raise ValueError(
+                f"alignment.max_scale is {self.max_scale}, expected a factor of 1 (no scaling) to "
+                "100."
+            )
+        if not 0 <= self.max_rotation <= 180:
+            raise ValueError(
+                f"alignment.max_rotation is {self.max_rotation}, expected degrees in 0..180."
+            )
+
+
+class FrameAlignment(NamedTuple):
+    """What is known of each frame."""
+
+    transform: Similarity
+    votes: Tensor  # (B, T, 3)
+    error: Tensor  # (B, T), of the longer side; NaN for the closed form
+    solved: Tensor  # (B, T), whether rotation and scale could be found
+
+
+class ClipAlignment(NamedTuple):
+    """One transform for each clip."""
+
+    transform: Similarity
+    spread: Spread
+    error: Tensor  # (B,), expected distance of a frame, of the longer side; NaN: not known
+    displacement: Tensor  # (B,), how far the transform found moves the joints, of the longer side
+    frames: Tensor  # (B,), frames that counted
+    limited: Tensor  # (B,), whether it was held at a limit
+    aligned: Tensor  # (B,), whether the poses were found to need no alignment
+
+
+@torch.no_grad()
+def align_frames(
+    block: AlignmentBlock | None, reference: Tensor, driven: Tensor, weight: Tensor, frame: Tensor
+) -> FrameAlignment:
+    """Each frame's own transform, by the block, or in closed form without one.
+
+    Args:
+        reference: `(B, N, 2)`.
+        driven: `(B, T, N, 2)`.
+        weight: confidence that a joint is seen in both poses, `(B, T, N)`.
+        frame: height and width of the reference's frame, of the longer one, `(B, 2)`.
+    """
+    shape = weight.shape[:2]
+    references = reference[:, None].expand_as(driven)
+    solved = solvable(driven, references, weight)
+    if block is None:
+        nothing = driven.new_zeros((*shape, NUM_VOTES))
+        transform = fit(driven, references, weight)
+        return FrameAlignment(transform, nothing, driven.new_full(shape, torch.nan), solved)
+    frames = frame[:, None].expand(*shape, 2)
+    flat = [part.flatten(0, 1) for part in (references, driven, weight, frames)]
+    portions = zip(*(part.split(_BLOCK_FRAMES) for part in flat), strict=True)
+    found = [block(*portion) for portion in portions]
+    transform = Similarity(
+        *(
+            torch.cat(field).unflatten(0, shape)
+            for field in zip(*(estimate.transform for estimate in found), strict=True)
+        )
+    )
+    votes, error = (
+        torch.cat(part).unflatten(0, shape)
+        for part in zip(*(estimate[1:] for estimate in found), strict=True)
+    )
+    return FrameAlignment(transform, votes, error, solved)
+
+
+def sum_frames(frames: FrameAlignment, driven: Tensor, weight: Tensor) -> ClipSums:
+    """What frames say of their clip; portions of a long clip are added with `ClipSums.plus`."""
+    counted = frames.solved & ~outliers(frames.transform, driven, weight, frames.solved)
+    return ClipSums.of(frames.transform, frames.votes, frames.error, driven, weight, counted)
+
+
+def align_clip(sums: ClipSums, settings: AlignmentSettings) -> ClipAlignment:
+    """The clip's transform from the sums over its frames, within the limits.
+
+    A person that would hardly be moved, by the measure of the error to expect, is left alone:
+    among all misalignments none at all is a likely one, and a small one is not.
+    """
+    found = sums.transform()
+    transform, limited = limit(found, settings)
+    transform = sums.placed(transform.scale, transform.cos, transform.sin)
+    error, displacement = sums.expected_error(), sums.displacement(found)
+    aligned = displacement < ALREADY_ALIGNED * error  # never where the error is not known
+    aligned = aligned & settings.keep_aligned & (sums.frames > 0)
+    nothing = identity(aligned.shape, error)
+    transform = Similarity(
+        *(
+            torch.where(aligned[..., None] if field.ndim > aligned.ndim else aligned, none, field)
+            for none, field in zip(nothing, transform, strict=True)
+        )
+    )
+    return ClipAlignment(
+        transform, sums.spread(), error, displacement, sums.frames, limited & ~aligned, aligned
+    )
+
+
+def limit(transform: Similarity, settings: AlignmentSettings) -> tuple[Similarity, Tensor]:
+    """Scale and rotation within the limits, and whether they were not; the shift stays as it is."""
+    most = math.log(settings.max_scale)
+    log_scale, angle = transform.scale.log(), torch.atan2(transform.sin, transform.cos)
+    widest = math.radians(settings.max_rotation)
+    beyond = (log_scale.abs() > most) | (angle.abs() > widest)
+    held = angle.clamp(-widest, widest)
+    scale = log_scale.clamp(-most, most).exp()
+    kept = Similarity(scale, held.cos(), held.sin(), transform.shift)
+    fields = zip(kept, transform, strict=True)
+    return Similarity(
+        *(
+            torch.where(beyond[..., None] if new.ndim > beyond.ndim else beyond, new, old)
+            for new, old in fields
+        )
+    ), beyond
+
+
+def limit_frames(
+    transform: Similarity, driven: Tensor, weight: Tensor, settings: AlignmentSettings
+) -> Similarity:
+    """Transforms of frames within the limits; each frame's centre stays where it was moved."""
+    held, _ = limit(transform, settings)
+    centre = joint_centres(driven, weight)
+    return moved_to(held, centre, transform)
+
+
+def moved_to(transform: Similarity, centre: Tensor, like: Similarity) -> Similarity:
+    """`transform` with the shift that moves `centre` `(..., 2)` to where `like` moves it."""
+    place, now = (apply(t, centre[..., None, :])[..., 0, :] for t in (like, transform))
+    return transform._replace(shift=transform.shift + place - now)
