@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from animator.alignment import AlignmentBlock
+from animator.alignment_weights import SHIPPED, open_alignment
 from animator.keypoints import LEFT_RIGHT, misalignment
 from animator.similarity import Similarity, apply, compose, identity, invert, rotate
-from animator.weights import load_alignment
 from inference.affine import fit_affine
 from inference.alignment_settings import (
     DEFAULT_SETTING,
@@ -38,6 +38,7 @@ from inference.clip_alignment import (
     align_frames,
     sum_frames,
 )
+from inference.timing import machine
 from pipelines.draws import uniforms
 from pipelines.motion import MotionStore
 from pipelines.motion_camera import PoseClips, PoseSampler
@@ -74,7 +75,7 @@ def evaluate_alignment(
     poses: Path | None = None,
     clips: int = 300,
     seed: int = 0,
-    model: Path | None = None,
+    alignment: str = SHIPPED,
     setting: str = DEFAULT_SETTING,
     num_frames: int = NUM_FRAMES,
     on_step: OnStep | None = None,
@@ -86,7 +87,7 @@ def evaluate_alignment(
         poses: a folder of recorded 2-D poses instead (`pipelines.pose_sequences`), which are
             measured as they are, under the one setting `recorded`.
         clips: how many clips.
-        model: a model folder with an alignment block.
+        alignment: the block to measure: a choice of `animator.alignment_weights`.
         setting: a name of `inference.alignment_settings`, or `all`.
         num_frames: driven frames of a clip, an even number: pairs of frames that follow each
             other, spread over the clip.
@@ -109,7 +110,7 @@ def evaluate_alignment(
         raise ValueError(f"frames is {num_frames}, expected an even number.")
     source = _open(motion, poses)
     chosen = named_settings(setting) if motion is not None else {"recorded": RECORDED}
-    block = load_alignment(model) if model is not None else None
+    block, about_block = open_alignment(alignment)
     methods = _methods(block)
     total = clips * len(chosen)
     measured = {}
@@ -124,7 +125,7 @@ def evaluate_alignment(
     return {
         "rows": main["rows"],
         "settings": measured,
-        "learned": _about_model(model, block),
+        "alignment": about_block,
         "clips": clips,
         "frames": num_frames,
         "seed": seed,
@@ -135,7 +136,7 @@ def evaluate_alignment(
             "licences": dict(source.licences) if isinstance(source, MotionStore) else {},
         },
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": _machine(),
+        "machine": machine(torch.device("cpu")),
     }
 
 
@@ -318,17 +319,3 @@ def _errors(transform: Similarity, clips: Misaligned) -> dict[str, Tensor]:
 
 def _mean(values: Tensor) -> float:
     return float(values[values.isfinite()].mean()) if values.isfinite().any() else math.nan
-
-
-def _about_model(model: Path | None, block: AlignmentBlock | None) -> str:
-    if block is not None:
-        return f"of {model}"
-    if model is None:
-        return "left out: no --model was given"
-    return f"left out: {model} holds no alignment block"
-
-
-def _machine() -> dict[str, Any]:
-    from inference.benchmark import machine
-
-    return machine(torch.device("cpu"))

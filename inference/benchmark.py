@@ -7,9 +7,6 @@ pair, not seconds of different minutes.
 
 import ctypes
 import gc
-import platform
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,8 +22,8 @@ from torch import Tensor
 
 from animator.config import PRESETS
 from animator.model import Animator
+from inference.timing import OnRun, alternate, machine, summary, synchronise
 
-OnRun = Callable[[int, int], None]  # (runs done, runs in all)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BASELINE = "diffusers_unet"
 CPU_SIZE = {"height": 256, "width": 256, "frames": 4}
@@ -114,18 +111,15 @@ def bench_forward(config: ForwardBench, on_run: OnRun | None = None) -> dict[str
             call()
         memory[name] = peak[0]
         done = _tell(on_run, done + 1, len(calls) * rounds)
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(config.repeats):
-        # The order changes from round to round, so that none always follows the same other.
-        names = list(calls)[turn % len(calls) :] + list(calls)[: turn % len(calls)]
-        for name in names:
-            seconds[name].append(_timed(calls[name], device))
-            done = _tell(on_run, done + 1, len(calls) * rounds)
+
+    def tell() -> None:
+        nonlocal done
+        done = _tell(on_run, done + 1, len(calls) * rounds)
+
+    seconds = alternate(calls, config.repeats, device, tell)
     rows = {
         name: {
-            "seconds": round(statistics.median(times), 4),
-            "fastest": round(min(times), 4),
-            **_ratios(times, seconds[BASELINE]),
+            **summary(times, seconds[BASELINE]),
             "peak_gb": round(memory[name] / 1e9, 3),
         }
         for name, times in seconds.items()
@@ -146,16 +140,6 @@ def _tell(on_run: OnRun | None, done: int, total: int) -> int:
     if on_run is not None:
         on_run(done, total)
     return done
-
-
-def _ratios(times: list[float], baseline: list[float]) -> dict[str, float]:
-    """Median and range over rounds of the ratio to the baseline of the same round."""
-    ratios = sorted(own / other for own, other in zip(times, baseline, strict=True))
-    return {
-        "ratio": round(statistics.median(ratios), 4),
-        "ratio_low": round(ratios[0], 4),
-        "ratio_high": round(ratios[-1], 4),
-    }
 
 
 def _animator(preset: str, device: torch.device, dtype: torch.dtype) -> Animator:
@@ -208,19 +192,6 @@ def _inputs(
     }
 
 
-def _timed(call: Callable[[], Any], device: torch.device) -> float:
-    _synchronise(device)
-    start = time.perf_counter()
-    call()
-    _synchronise(device)
-    return time.perf_counter() - start
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 @contextmanager
 def _peak_memory(device: torch.device) -> Iterator[list[float]]:
     """Bytes beyond those held at the start, at the highest point inside; first entry of a list."""
@@ -230,7 +201,7 @@ def _peak_memory(device: torch.device) -> Iterator[list[float]]:
         torch.cuda.reset_peak_memory_stats(device)
         held = torch.cuda.memory_allocated(device)
         yield peak
-        _synchronise(device)
+        synchronise(device)
         peak[0] = torch.cuda.max_memory_allocated(device) - held
         return
     _give_back()
@@ -256,27 +227,3 @@ def _status(name: str) -> float:
         if line.startswith(f"{name}:"):
             return float(line.split()[1]) * 1024
     return float("nan")
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """What a figure was measured on."""
-    found: dict[str, Any] = {
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-    if device.type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(device)
-    return found
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
-        platform.machine(),
-    )

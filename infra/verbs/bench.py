@@ -1,5 +1,6 @@
 """bench: figures beside a named baseline, measured in one run."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +9,8 @@ import typer
 from infra.console import emit, table
 from infra.verbs.options import AsJson
 
+Report = Annotated[Path | None, typer.Option(help="Also write the result as JSON.")]
+
 
 def register(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
@@ -15,7 +18,7 @@ def register(app: typer.Typer) -> None:
         no_args_is_help=True, help="Measure speed and memory beside a named baseline."
     )
     bench.command("forward")(forward)
-    bench.callback()(lambda: None)  # keeps `forward` a command of its own
+    bench.command("alignment")(alignment)
     app.add_typer(bench, name="bench")
 
 
@@ -29,7 +32,7 @@ def forward(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     repeats: Annotated[int, typer.Option(help="Rounds that are timed.")] = 5,
     compile: Annotated[bool, typer.Option("--compile", help="Through torch.compile.")] = False,
-    report: Annotated[Path | None, typer.Option(help="Also write the result as JSON.")] = None,
+    report: Report = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare the animator's forward pass with diffusers' plain UNet of the same size.
@@ -39,7 +42,6 @@ def forward(
     """
     from inference.benchmark import ForwardBench, bench_forward
     from infra.progress import stage_bar
-    from pipelines.shards import write_atomic
 
     config = ForwardBench(
         preset=preset,
@@ -55,11 +57,55 @@ def forward(
     with stage_bar("bench") as progress:
         progress(0.0, "building")
         result = bench_forward(config, lambda done, total: progress(done / total, "forward"))
-    if report is not None:
-        import json
-
-        write_atomic(report, (json.dumps(result, indent=2) + "\n").encode())
+    _write(result, report)
     emit(result, as_json=as_json, show=_lines)
+
+
+def alignment(
+    frames: Annotated[int, typer.Option(help="Frames of the clip.")] = 1000,
+    repeats: Annotated[int, typer.Option(help="Rounds that are timed.")] = 5,
+    block: Annotated[
+        str, typer.Option("--alignment", help="Block to time: shipped, or a model folder.")
+    ] = "shipped",
+    report: Report = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time the alignment of a clip's poses beside the closed form, on one core.
+
+    Example: animator bench alignment --report alignment-speed.json
+    """
+    from inference.alignment_speed import AlignmentBench, bench_alignment
+    from infra.progress import stage_bar
+
+    config = AlignmentBench(frames=frames, repeats=repeats, alignment=block)
+    with stage_bar("bench") as progress:
+        result = bench_alignment(config, lambda done, total: progress(done / total, "alignment"))
+    _write(result, report)
+    emit(result, as_json=as_json, show=_alignment_lines)
+
+
+def _write(result: dict[str, Any], report: Path | None) -> None:
+    from pipelines.shards import write_atomic
+
+    if report is not None:
+        write_atomic(report, (json.dumps(result, indent=2) + "\n").encode())
+
+
+def _alignment_lines(result: dict[str, Any]) -> list[str]:
+    rows = [
+        (
+            name,
+            f"{row['seconds']:.3f} s",
+            f"{row['ms_per_frame']:.3f} ms",
+            f"{row['ratio']:.1f} ({row['ratio_low']:.1f} to {row['ratio_high']:.1f})",
+        )
+        for name, row in result["rows"].items()
+    ]
+    header = (f"{result['settings']['frames']} frames", "median", "a frame", "of the closed form")
+    return [
+        f"{result['machine']['processor']}, one thread; {result['alignment']['name']} weights",
+        *table(rows, header=header),
+    ]
 
 
 def _lines(result: dict[str, Any]) -> list[str]:

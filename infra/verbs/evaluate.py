@@ -23,18 +23,23 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate_alignment(
-    motion: Annotated[Path, typer.Option(help="Folder of motion capture: NAME.npz with joints.")],
-    report: ReportFile = None,
-    model: Annotated[
-        Path | None, typer.Option(help="Folder of a model with an alignment block.")
+    motion: Annotated[
+        Path | None, typer.Option(help="Folder of motion capture: NAME.npz with joints.")
     ] = None,
+    poses: Annotated[
+        Path | None, typer.Option(help="Or a folder of recorded 2-D poses: NAME.npz, NAME.mp4.")
+    ] = None,
+    report: ReportFile = None,
+    alignment: Annotated[
+        str, typer.Option(help="Block to measure: shipped, closed-form (none), or a model folder.")
+    ] = "shipped",
     clips: Annotated[int, typer.Option(help="Clips to measure on.")] = 300,
     seed: Annotated[int, typer.Option(help="Chooses clips and misalignments.")] = 0,
     setting: Annotated[
         str,
         typer.Option(
-            help="Poses to measure on: full, short, half, close, missing, noisy, turned, "
-            "mirrored, walking, several, aligned; or all."
+            help="With --motion, poses to measure on: full, short, half, close, missing, noisy, "
+            "turned, mirrored, walking, several, aligned; or all."
         ),
     ] = "full",
     as_json: AsJson = False,
@@ -44,7 +49,7 @@ def evaluate_alignment(
     Dis is the mean distance of the joints to where they were, in units of the frame's longer side.
 
     Example: animator evaluate alignment --motion motion/val --report alignment.json
-    --model runs/alignment/model --setting all
+    --alignment runs/alignment/model --setting all
     """
     from inference.alignment_benchmark import evaluate_alignment as measure
     from infra.progress import stage_bar
@@ -53,9 +58,10 @@ def evaluate_alignment(
     with stage_bar("evaluate") as progress:
         result = measure(
             motion,
+            poses=poses,
             clips=clips,
             seed=seed,
-            model=model,
+            alignment=alignment,
             setting=setting,
             on_step=lambda done, total: progress(done / total, "clips"),
         )
@@ -121,7 +127,13 @@ def _alignment_lines(result: dict[str, Any]) -> list[str]:
         columns = tuple(next(iter(rows.values())))
         cells = [[row, *(f"{rows[row][key]:.4f}" for key in columns)] for row in rows]
         lines += [f"{name}: {measured['about']}", *table(cells, header=("", *columns)), ""]
-    return [*lines, f"{result['clips']} clips; learned: {result['learned']}"]
+    return [*lines, f"{result['clips']} clips; learned: {_block_line(result['alignment'])}"]
+
+
+def _block_line(about: dict[str, Any]) -> str:
+    if about["licence"] is None:
+        return f"left out ({about['name']})"
+    return f"{about['name']} ({about['sha256']}; {about['licence']})"
 
 
 def _animator_lines(result: dict[str, Any]) -> list[str]:

@@ -26,6 +26,7 @@ COLUMNS = {"dis", "dis_p95", "rotation", "scale", "shift", "jitter", "ms_per_fra
 
 
 def measure(motion: Path, **options: Any) -> dict[str, Any]:
+    options = {"alignment": "closed-form", **options}
     return evaluate_alignment(motion, clips=12, num_frames=8, **options)
 
 
@@ -44,7 +45,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_rows_are_what_their_names_say(motion, model):
-    result = measure(motion, model=model)
+    result = measure(motion, alignment=str(model))
     rows = result["rows"]
     assert set(rows) == ROWS | LEARNED
     assert all(set(row) == COLUMNS for row in rows.values())
@@ -139,7 +140,7 @@ def test_affine_falls_back_to_the_shift():
 def test_the_verb_prints_and_writes_the_table(motion, model, tmp_path, capsys):
     report = tmp_path / "alignment.json"
     verb = ("evaluate", "alignment", "--motion", str(motion), "--clips", "3")
-    assert run(*verb, "--report", str(report), "--seed", "4", "--model", str(model)) == 0
+    assert run(*verb, "--report", str(report), "--seed", "4", "--alignment", str(model)) == 0
     printed = capsys.readouterr().out
     written = json.loads(report.read_text())
     assert set(written["rows"]) == ROWS | LEARNED
@@ -147,10 +148,10 @@ def test_the_verb_prints_and_writes_the_table(motion, model, tmp_path, capsys):
     assert written["seed"] == 4
     assert written["data"]["fingerprint"] == MotionStore(motion).fingerprint
     assert {"date", "machine", "settings"} <= set(written)
-    assert run(*verb, "--setting", "all") == 0
+    assert run(*verb, "--setting", "all", "--alignment", "closed-form") == 0
     printed = capsys.readouterr().out
     assert all(f"{name}: " in printed for name in SETTINGS)
-    assert "no --model was given" in printed
+    assert "left out" in printed
 
 
 def test_mistakes_are_one_sentence(motion, tmp_path, capsys):
@@ -160,7 +161,8 @@ def test_mistakes_are_one_sentence(motion, tmp_path, capsys):
         ([str(motion), "--clips", "0"], "at least 1"),
         ([str(motion), "--setting", "halve"], "Did you mean half"),
         ([str(motion), "--report", str(tmp_path / "no" / "a.json")], "make the folder"),
-        ([str(motion), "--model", str(tmp_path)], "not a model folder"),
+        ([str(motion), "--alignment", str(tmp_path)], "not a model folder"),
+        ([str(motion), "--poses", str(motion)], "Got both"),
     ):
         assert run(*verb, *arguments) == 2, said
         assert said in capsys.readouterr().err
@@ -170,7 +172,8 @@ def test_mistakes_are_one_sentence(motion, tmp_path, capsys):
 
 @pytest.mark.real_data
 def test_real_motion_keeps_the_order_of_the_rows(data_root):
-    rows = evaluate_alignment(data_root / "motion" / "val", clips=150, num_frames=24)["rows"]
+    folder = data_root / "motion" / "val"
+    rows = evaluate_alignment(folder, clips=150, num_frames=24, alignment="closed-form")["rows"]
     assert rows["none"]["dis"] > 2 * rows["similarity"]["dis"]
     assert rows["similarity"]["dis"] > rows["similarity_clip"]["dis"]
     assert rows["similarity"]["dis"] > rows["oracle"]["dis"]

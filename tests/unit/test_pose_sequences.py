@@ -88,7 +88,9 @@ def test_damaged_files_and_empty_folders_are_refused(tmp_path):
 
 
 def test_alignment_is_measured_on_recorded_poses(tmp_path):
-    result = evaluate_alignment(poses=write_all(tmp_path), clips=6, num_frames=8)
+    result = evaluate_alignment(
+        poses=write_all(tmp_path), clips=6, num_frames=8, alignment="closed-form"
+    )
     rows = result["rows"]
     assert result["settings"].keys() == {"recorded"}
     assert rows["none"]["dis"] > 5 * rows["similarity"]["dis"]
