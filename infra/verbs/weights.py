@@ -1,4 +1,4 @@
-"""weights: published checkpoints made into model folders of this project."""
+"""weights: published checkpoints made into model folders, and a model's part into ONNX."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,9 +17,12 @@ DTYPES = ("keep", "fp32", "bf16", "fp16")
 
 def register(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
-    weights = typer.Typer(no_args_is_help=True, help="Published weights made into model folders.")
+    weights = typer.Typer(
+        no_args_is_help=True, help="Published weights made into model folders; export to ONNX."
+    )
     weights.command("import-v1")(import_v1)
     weights.command("from-svd")(from_svd)
+    weights.command("export-alignment")(export_alignment)
     app.add_typer(weights, name="weights")
 
 
@@ -114,6 +117,53 @@ def from_svd(
         },
     }
     emit(_write(model, out, encoders, about), as_json=as_json, show=lambda r: _lines(r, out))
+
+
+def export_alignment(
+    out: Annotated[Path, typer.Option("--out", help="ONNX file to write.")],
+    model: Annotated[
+        str, typer.Option(help="Model folder with an alignment block, or shipped.")
+    ] = "shipped",
+    as_json: AsJson = False,
+) -> None:
+    """Write the pose alignment block as ONNX, for other programs.
+
+    ONNX Runtime must give torch's numbers on ordinary and degenerate poses, or nothing is written.
+    Example: animator weights export-alignment --model shipped --out alignment.onnx
+    """
+    if out.suffix != ".onnx" or out.is_dir():
+        raise ValueError(f"--out is {out}, expected a file named NAME.onnx.")
+    from animator import onnx_export
+    from animator.alignment_weights import AUTO, CLOSED_FORM, SHIPPED, open_alignment
+
+    block, about = (None, {}) if model in (AUTO, CLOSED_FORM) else open_alignment(model)
+    if block is None:
+        raise ValueError(
+            f"--model is {model!r}, but only weights are exported: expected {SHIPPED} or a model "
+            "folder."
+        )
+    exported = onnx_export.export_alignment(block, out, about)
+    result = {
+        "file": str(exported.path),
+        "weights": about,
+        "opset": exported.opset,
+        "inputs": onnx_export.INPUTS,
+        "outputs": onnx_export.OUTPUTS,
+        "largest_difference": exported.difference,
+        "compared_on": exported.poses,
+    }
+    emit(result, as_json=as_json, show=_export_lines)
+
+
+def _export_lines(result: dict[str, Any]) -> list[str]:
+    return [
+        f"{result['file']}: opset {result['opset']}, {', '.join(result['inputs'])} to "
+        f"{', '.join(result['outputs'])}",
+        f"ONNX Runtime against torch on {result['compared_on']} pairs of poses: largest difference "
+        f"{result['largest_difference']:.1e}",
+        f"Weights: {result['weights']['name']}, SHA-256 {result['weights']['sha256']}",
+        f"Licence: {result['weights']['licence']}",
+    ]
 
 
 def _check_target(out: Path) -> None:
