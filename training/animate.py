@@ -14,13 +14,13 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from animator import edm
+from animator import edm, licences
 from animator.config import AnimatorConfig, tiny
 from animator.losses import denoising_loss
 from animator.model import Animator
 from animator.stable_video import animator_from_svd
 from animator.tensor_files import WeightsError
-from animator.weights import add_encoders, load_alignment, save_model
+from animator.weights import add_encoders, load_alignment, read_config, save_model
 from inference.conditioning import ReferenceEncoder, face_mask, to_tensor
 from inference.sampler import SamplerConfig
 from pipelines.clips import ClipStore
@@ -108,6 +108,7 @@ class AnimateTask:
         self.size = (config.animator.height, config.animator.width)
         style = config.animator.pose_style
         self.framed = FramedClips(clips, self.size, config.framing, style=style)
+        self.terms = _terms_of_start(config.start)
         self.device = torch.device("cpu")
         self.encoder = ReferenceEncoder(
             config.animator, Path(config.start) if config.start else None
@@ -228,10 +229,12 @@ class AnimateTask:
             "sampling": to_dict(self.config.sampling),
             "encoders": self.encoder.models,
             "trained_on": {"animator": {"data": self.fingerprint}},
+            **self.terms,
         }
         block = None
         if self.config.alignment:
             block = load_alignment(Path(self.config.alignment))
+            about["trained_on"] |= _data_of_alignment(Path(self.config.alignment))
         if self.config.animator.codec == "temporal_vae":
             folder.mkdir(parents=True, exist_ok=True)
             add_encoders(folder, Path(self.config.start))
@@ -241,6 +244,22 @@ class AnimateTask:
             alignment=None if block is None else (block.config, block.state_dict()),
             about=about,
         )
+
+
+def _data_of_alignment(folder: Path) -> dict[str, Any]:
+    """What a model's alignment block was trained on, which stays true wherever the block goes."""
+    trained_on = read_config(folder).get("trained_on", {})
+    return {"alignment": trained_on["alignment"]} if "alignment" in trained_on else {}
+
+
+def _terms_of_start(start: str) -> dict[str, str]:
+    """The licence of the weights that training started from, which the result is bound by."""
+    if not start:
+        return {}
+    if not (Path(start) / "config.json").is_file():
+        return {"licence": licences.STABILITY}
+    about = read_config(Path(start))
+    return {"licence": about["licence"]} if "licence" in about else {}
 
 
 def starting_animator(start: Path, sizes: AnimatorConfig) -> Animator:

@@ -58,7 +58,7 @@ def train(
         samples_seen = prepare_folder(config, task, out, world, progress)
         if samples_seen < config.optim.samples:
             _run_workers(config, out, progress, local=local)
-        return export_model(config, task, out)
+        return export_model(config, task, out, progress)
 
 
 def _run_workers(config: TrainConfig, out: Path, progress: Progress, *, local: bool) -> None:

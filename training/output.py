@@ -4,7 +4,7 @@ out/
   config.json      the resolved settings
   metrics.jsonl    one line a step
   checkpoints/     what a run resumes from, and Ray Train's own files
-  model/           the released model (averaged weights)
+  model/           the released model (averaged weights), with its card
   summary.json     written last; a run that has it is finished
 """
 
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from training import checkpoint as ckpt
+from training.card import write_card
 from training.config import TrainConfig, binding_settings, changed_settings, describe
 from training.metrics import Progress, read_metrics
 from training.task import Task, TrainingError
@@ -88,8 +89,11 @@ def prepare_folder(
     return latest.samples_seen if latest else 0
 
 
-def export_model(config: TrainConfig, task: Task, out: Path) -> TrainSummary:
-    """Write `model/` from the averaged weights of the last checkpoint, then `summary.json`."""
+def export_model(config: TrainConfig, task: Task, out: Path, progress: Progress) -> TrainSummary:
+    """Write `model/` from the averaged weights of the last checkpoint, then `summary.json`.
+
+    A model without its card is still a model: what keeps the card from being written is noted.
+    """
     import torch
 
     latest = ckpt.newest_checkpoint(out / "checkpoints", thorough=False)
@@ -103,6 +107,10 @@ def export_model(config: TrainConfig, task: Task, out: Path) -> TrainSummary:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     task.save_model(model.state_dict(), scratch)
+    try:
+        write_card(config, task, sum(p.numel() for p in model.parameters()), out, scratch)
+    except Exception as error:
+        progress.note(f"The model has no card: {type(error).__name__}: {error}")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(scratch, folder)
     summary = TrainSummary(

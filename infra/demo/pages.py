@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from infra.demo.report import (
-    curve,
     embed_file,
     embed_image,
     minutes,
@@ -212,10 +211,12 @@ def _clips(out: Path, rows: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _training_curve(out: Path, kind: str, title: str) -> str:
+    from training.curve import loss_curve
     from training.metrics import read_metrics
 
     records = read_metrics(out / "runs" / kind / "metrics.jsonl")
-    return curve(title, [r["samples_seen"] for r in records], [r["loss"] for r in records])
+    samples, losses = ([record[key] for record in records] for key in ("samples_seen", "loss"))
+    return loss_curve(samples, losses, title, transparent=True)
 
 
 def _save_strip(path: Path, rows: list[np.ndarray]) -> None:

@@ -2,13 +2,11 @@
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-INK, LINE, ORANGE, TEAL = "#26323a", "#e6e0d3", "#e2592b", "#4f8f86"
 
 
 def write_report(path: Path, content: Mapping[str, Any]) -> None:
@@ -46,44 +44,6 @@ def strip(frames: np.ndarray, columns: int = 8, gap: int = 4) -> np.ndarray:
     paper = np.full((frames.shape[1], gap, 3), (255, 255, 255), np.uint8)
     pieces = [piece for frame in chosen for piece in (frame, paper)]
     return np.concatenate(pieces[:-1], axis=1)
-
-
-def curve(title: str, samples: Sequence[float], values: Sequence[float]) -> str:
-    """A loss curve as SVG: every step in pale, its running mean in strong."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context({"svg.hashsalt": "demo", "font.family": "sans-serif"}):
-        figure = Figure(figsize=(5, 2.7), layout="constrained")
-        axes = figure.add_subplot()
-        axes.plot(samples, values, color=TEAL, alpha=0.35, linewidth=0.8)
-        mean = running_mean(values)
-        axes.plot(samples, mean, color=ORANGE, linewidth=2)
-        axes.set_title(title, loc="left", color=INK, fontsize=11)
-        axes.set_xlabel("samples seen", color=INK, fontsize=9)
-        # The first steps would flatten everything that follows.
-        late = np.asarray(values[len(values) // 20 :])
-        if len(late) > 1 and np.ptp(late) > 0:
-            axes.set_ylim(0, float(np.percentile(late, 99)) * 1.15)
-        axes.tick_params(colors=INK, labelsize=8)
-        axes.grid(color=LINE, linewidth=0.8)
-        axes.spines[:].set_visible(False)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
-
-
-def running_mean(values: Sequence[float]) -> np.ndarray:
-    """Mean over the last twentieth of the run, at every step."""
-    array = np.nan_to_num(np.asarray(values, np.float64))
-    width = max(1, len(array) // 20)
-    total = np.cumsum(np.concatenate([[0.0], array]))
-    ends = np.arange(1, len(array) + 1)
-    starts = np.maximum(ends - width, 0)
-    return (total[ends] - total[starts]) / (ends - starts)
 
 
 def minutes(seconds: float) -> str:
