@@ -24,7 +24,7 @@ from animator.similarity import (
 NUM_VOTES = 3  # scale, rotation, place
 MAX_LOG_SCALE = 1.5  # of the learned correction: a factor of 4.5 either way
 MIN_SIZE = 1e-3  # of a person, in units of the frame's longer side
-_FRAME_FEATURES = 5
+_CONTEXT_FEATURES = 9
 _TYPICAL_SIZE, _TYPICAL_SIDE, _SPREAD = 0.22, 0.8, 4.0  # to numbers of about 1
 
 
@@ -94,9 +94,10 @@ class AlignmentBlock(nn.Module):
     Ours: the MLP's output is a correction composed with the closed form, which starts at none, so
     the block is never worse than the closed form before training; rotation comes from a
     normalised (cos, sin) pair and the scale is positive by construction. Joints are encoded in
-    the reference person's coordinates, and where the person is in the frame, and the frame's
-    shape, are added to every token: they say where a person is likely to go. The same features
-    give how much a frame's transform counts in a clip, and the error to expect of it.
+    the reference person's coordinates; where the person is in the frame, the frame's shape and
+    the misalignment that the closed form sees are added to every token: they say where a person
+    is likely to go, and which misalignments are likely. The same features give how much a frame's
+    transform counts in a clip, and the error to expect of it.
     """
 
     def __init__(self, config: AlignmentConfig):
@@ -106,7 +107,7 @@ class AlignmentBlock(nn.Module):
         self.encoder_m = KeypointEncoder(config, in_channels=4)
         self.encoder_similarity = KeypointEncoder(config, in_channels=2)
         in_person = config.coordinates == "person"
-        self.embed_frame = nn.Linear(_FRAME_FEATURES, width) if in_person else None
+        self.embed_context = nn.Linear(_CONTEXT_FEATURES, width) if in_person else None
         self.fusion = nn.ModuleList(AttentionModule(config) for _ in range(config.fusion_depth))
         self.head = _head(width, 5)
         self.vote_head = _head(width, NUM_VOTES)
@@ -139,8 +140,9 @@ class AlignmentBlock(nn.Module):
         coordinates = self._coordinates(reference, weight)
         joints = torch.cat([_where(seen, apply(coordinates, p)) for p in (reference, driven)], -1)
         context = None
-        if self.embed_frame is not None:
-            context = self.embed_frame(_frame_features(coordinates, frame))[:, None]
+        if self.embed_context is not None:
+            features = _context_features(coordinates, frame, invert(closed_form))
+            context = self.embed_context(features)[:, None]
         pair = self.encoder_m(joints, missing, context)
         tokens = self.encoder_similarity(_where(seen, apply(coordinates, guided)), missing)
         for layer in self.fusion:
@@ -179,12 +181,20 @@ def _where(seen: Tensor, points: Tensor) -> Tensor:
     return torch.where(seen[..., None], points, torch.zeros_like(points))
 
 
-def _frame_features(coordinates: Similarity, frame: Tensor) -> Tensor:
-    """Where the person is in the frame, how large, and the frame's shape, `(B, 5)`."""
+def _context_features(coordinates: Similarity, frame: Tensor, misalign: Similarity) -> Tensor:
+    """Where the person is in the frame, how large, the frame's shape; the misalignment `(B, 9)`."""
     size = 1 / coordinates.scale[:, None]
     centre = -coordinates.shift * size
     return torch.cat(
-        [_SPREAD * centre, (size / _TYPICAL_SIZE).log(), _SPREAD * (frame - _TYPICAL_SIDE)], dim=-1
+        [
+            _SPREAD * centre,
+            (size / _TYPICAL_SIZE).log(),
+            _SPREAD * (frame - _TYPICAL_SIDE),
+            2 * misalign.scale.log()[:, None],
+            _SPREAD * misalign.sin[:, None],
+            _SPREAD * misalign.shift,
+        ],
+        dim=-1,
     )
 
 

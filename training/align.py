@@ -22,7 +22,7 @@ from animator.weights import save_model
 from pipelines.motion import MotionStore
 from pipelines.motion_camera import CameraConfig
 from training.frames import open_clips
-from training.pose_pairs import MotionPairs, PosePairs, ShardPairs
+from training.pose_pairs import MisalignmentShares, MotionPairs, PosePairs, ShardPairs
 from training.task import Batch
 
 _CERTAINTY = 0.02  # share of the certainty loss; it does not reach the transform
@@ -40,8 +40,9 @@ class AlignConfig:
     block: AlignmentConfig = field(default_factory=AlignmentConfig)
     misalignment: SimilarityRange = field(default_factory=SimilarityRange)
     aligned: float = 0.1  # chance that there is no misalignment, as where a video drives itself
-    driven_frames: int = 4  # of an example, under one misalignment
-    clip_weight: float = 0.5  # of the loss of one transform a clip; the rest is each frame's own
+    wide: float = 0.15  # chance that it may be twice as large, so that such are known too
+    driven_frames: int = 2  # of an example, under one misalignment
+    clip_weight: float = 0.3  # of the loss of one transform a clip; the rest is each frame's own
     # of shards
     holdout_tail: float = 0.0  # share of each clip, at its end, that is never trained on
     hide_joints: float = 0.1  # chance that a joint is hidden, as detectors miss them
@@ -51,9 +52,13 @@ class AlignConfig:
     clip_frames: int = 8  # frames that stand for a clip when it is framed
 
     def __post_init__(self) -> None:
-        for name in ("aligned", "clip_weight"):
+        for name in ("aligned", "wide", "clip_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"task.{name} is {getattr(self, name)}, expected 0..1.")
+        if self.aligned + self.wide > 1:
+            raise ValueError(
+                f"task.aligned {self.aligned} and task.wide {self.wide} are more than 1 together."
+            )
         if self.driven_frames < 1:
             raise ValueError(f"task.driven_frames is {self.driven_frames}, expected at least 1.")
 
@@ -78,7 +83,7 @@ class AlignConfig:
                 seed,
                 num_driven=self.driven_frames,
                 limits=self.misalignment,
-                aligned=self.aligned,
+                shares=MisalignmentShares(self.aligned, self.wide),
                 camera=self.camera,
                 num_frames=self.clip_frames,
             )
@@ -87,7 +92,7 @@ class AlignConfig:
             seed,
             num_driven=self.driven_frames,
             limits=self.misalignment,
-            aligned=self.aligned,
+            shares=MisalignmentShares(self.aligned, self.wide),
             holdout_tail=self.holdout_tail,
             hide_joints=self.hide_joints,
             joint_noise=self.joint_noise,

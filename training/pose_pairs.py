@@ -7,7 +7,7 @@ Shapes: B batch, F driven frames, N = 18 keypoints of the body. Coordinates are 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from animator.keypoints import (
     VISIBLE,
     SimilarityRange,
     misalignment,
-    random_similarity,
     to_isotropic,
 )
 from animator.similarity import Similarity, apply, identity
@@ -29,6 +28,13 @@ from pipelines.order import ClipOrder
 from training.task import Batch, sample_generator, stack
 
 _CHOICE = 2  # stream of random numbers; the sampler has those before it
+
+
+class MisalignmentShares(NamedTuple):
+    """Shares of the examples that are misaligned otherwise than the limits say."""
+
+    aligned: float = 0.0  # not at all
+    wide: float = 0.0  # up to twice as much
 
 
 class PosePairs(Protocol):
@@ -60,7 +66,7 @@ class ShardPairs:
     Args:
         num_driven: driven frames of an example.
         limits: of the misalignment.
-        aligned: chance of an example without misalignment.
+        shares: of examples with none of it and with more.
         holdout_tail: share of each clip, at its end, that is never drawn.
         hide_joints: chance that a joint is hidden, as detectors miss them.
         joint_noise: deviation in each direction, of the longer side.
@@ -73,14 +79,14 @@ class ShardPairs:
         *,
         num_driven: int,
         limits: SimilarityRange,
-        aligned: float,
+        shares: MisalignmentShares,
         holdout_tail: float,
         hide_joints: float,
         joint_noise: float,
     ):
         self.clips = clips
         self.seed = seed
-        self.num_driven, self.limits, self.aligned = num_driven, limits, aligned
+        self.num_driven, self.limits, self.shares = num_driven, limits, shares
         self.holdout_tail, self.hide_joints, self.noise = holdout_tail, hide_joints, joint_noise
         self.fingerprint = clips.fingerprint
         self.num_samples = len(clips)
@@ -114,9 +120,8 @@ class ShardPairs:
         weight = torch.minimum(score[first], score[driven])
         weight = weight * (torch.rand(weight.shape, generator=generator) >= self.hide_joints)
         noise = torch.randn(len(chosen), *points.shape[1:], generator=generator) * self.noise
-        misalign = random_similarity(generator, 1, self.limits)
-        if torch.rand(1, generator=generator) < self.aligned:
-            misalign = identity((1,), points)
+        uniform = torch.rand(1, 5, generator=generator)
+        misalign = _misalignment(uniform, self.limits, self.shares)
         moved = apply(misalign, points[driven])
         height, width = self.clips.size(index)
         return {
@@ -137,7 +142,7 @@ class MotionPairs:
     Args:
         num_driven: driven frames of an example.
         limits: of the misalignment.
-        aligned: chance of an example without misalignment.
+        shares: of examples with none of it and with more.
         num_frames: frames that stand for a clip; an example has some of them.
     """
 
@@ -148,7 +153,7 @@ class MotionPairs:
         *,
         num_driven: int,
         limits: SimilarityRange,
-        aligned: float,
+        shares: MisalignmentShares,
         camera: CameraConfig,
         num_frames: int,
     ):
@@ -159,7 +164,7 @@ class MotionPairs:
             )
         self.store = store
         self.seed = seed
-        self.num_driven, self.limits, self.aligned = num_driven, limits, aligned
+        self.num_driven, self.limits, self.shares = num_driven, limits, shares
         self.num_frames = num_frames
         self.sampler = PoseSampler(store, camera, seed)
         self.fingerprint = store.fingerprint
@@ -172,15 +177,8 @@ class MotionPairs:
         chance = uniforms(self.seed, samples, 5 + self.num_frames, _CHOICE)
         chosen = chance[:, 5:].argsort(1)[:, : 1 + self.num_driven]
         clips = self.sampler.draw(samples, self.num_frames, keep=chosen, reference=chosen[:, 0])
-        misalign = misalignment(chance[:, :4], self.limits)
-        nothing = identity((len(chance),), chance)
-        aligned = chance[:, 4] < self.aligned
-        misalign = Similarity(
-            *(
-                torch.where(aligned[:, None] if field.ndim == 2 else aligned, none, field)[:, None]
-                for none, field in zip(nothing, misalign, strict=True)
-            )
-        )
+        misalign = _misalignment(chance[:, :5], self.limits, self.shares)
+        misalign = Similarity(*(field[:, None] for field in misalign))
         return {
             "reference": clips.observed[:, 0],
             "driven": apply(misalign, clips.observed[:, 1:]),
@@ -190,3 +188,22 @@ class MotionPairs:
             "visible": clips.inside[:, 1:].float(),
             "frame": clips.size,
         }
+
+
+def _misalignment(
+    uniform: Tensor, limits: SimilarityRange, shares: MisalignmentShares
+) -> Similarity:
+    """Misalignments that five numbers of 0..1 each, `(B, 5)`, stand for."""
+    wide = SimilarityRange(
+        scale=limits.scale**2, rotation=2 * limits.rotation, shift=2 * limits.shift
+    )
+    aligned, widely = uniform[:, 4] < shares.aligned, uniform[:, 4] > 1 - shares.wide
+
+    def chosen(none: Tensor, usual: Tensor, more: Tensor) -> Tensor:
+        shape = (-1, *[1] * (none.ndim - 1))
+        usual = torch.where(widely.reshape(shape), more, usual)
+        return torch.where(aligned.reshape(shape), none, usual)
+
+    drawn = (misalignment(uniform[:, :4], each) for each in (limits, wide))
+    nothing = identity((len(uniform),), uniform)
+    return Similarity(*map(chosen, nothing, *drawn))

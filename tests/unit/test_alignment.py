@@ -52,7 +52,7 @@ def test_only_a_person_s_place_in_the_frame_tells_equal_pairs_apart():
         return torch.allclose(apply(there, driven), apply(want, driven), atol=1e-4)
 
     assert not same(square(weight))
-    torch.nn.init.zeros_(block.embed_frame.weight)
+    torch.nn.init.zeros_(block.embed_context.weight)
     assert same(square(weight))  # nothing else depends on it
     # A person without extent has no size; the answer stays finite.
     points = torch.zeros(3, 18, 2)
