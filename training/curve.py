@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-POINTS = 160  # drawn; a longer run is drawn by its spread over neighbouring steps
+POINTS = 120  # drawn; a longer run is drawn by its spread over neighbouring steps
 _INK, _LINE, _ORANGE, _TEAL = "#26323a", "#e6e0d3", "#e2592b", "#4f8f86"
 
 
