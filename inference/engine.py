@@ -12,32 +12,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-
-from animator.keypoints import BODY, KEYPOINT_NAMES, VISIBLE
-from inference.pipeline import AnimationPipeline, AnimationResult, Pose
+from inference.perception import AnimationError, Perception, check_inputs
+from inference.pipeline import AnimationPipeline, AnimationResult
 from inference.requests import AnimationRequest
-from pipelines.faces import Face, open_face_backend
+from pipelines.faces import Face
 from pipelines.framing import fit
 from pipelines.images import read_image
 from pipelines.overrides import apply_overrides, to_dict
-from pipelines.pose import PoseTrack
-from pipelines.pose_backends import open_pose_backend
 from pipelines.shards import sha256_file, write_atomic
-from pipelines.video import VideoInfo, VideoLimits, decode, encode, probe
+from pipelines.video import VideoInfo, encode
 
 Progress = Callable[[float, str], None]
-PERCEPTION_SIDE = 640  # pixels; people and faces are looked for at this size
-MAX_FRAMES = 3000
-_HEAD_NAMES = ("nose", "right_eye", "left_eye", "right_ear", "left_ear")
-HEAD = [KEYPOINT_NAMES.index(name) for name in _HEAD_NAMES]
 # Shares of the progress bar: reading and perception, sampling, writing.
 READ, SAMPLED = 0.15, 0.95
-
-
-class AnimationError(ValueError):
-    """A request that cannot be animated; the message is one sentence for its user."""
 
 
 class Timings:
@@ -70,9 +57,10 @@ class AnimationEngine:
         face: face backend, `auto` by default.
         pose: pose backend, `auto` by default: a file of keypoints beside the picture or video
             where there is one, else the networks that `ANIMATOR_MODELS` holds.
-        alignment: another model folder to take the alignment block from.
+        alignment: which alignment block (see `animator.alignment_weights.open_alignment`).
         dtype: of the weights (see `AnimationPipeline.from_pretrained`).
-        changes: of the model's own sampling and guidance settings, as "sampling.churn=40".
+        changes: of the model's own settings of sampling, guidance and alignment, as
+            "sampling.churn=40".
 
     Raises:
         ValueError: where the model cannot be loaded.
@@ -83,7 +71,7 @@ class AnimationEngine:
         model_dir: Path,
         face: str = "auto",
         pose: str = "auto",
-        alignment: Path | None = None,
+        alignment: str = "auto",
         dtype: str = "auto",
         changes: Sequence[str] = (),
     ):
@@ -93,9 +81,7 @@ class AnimationEngine:
         )
         self.settings = apply_overrides(self.pipeline.settings, changes)
         # A model that was trained on one recogniser's embeddings brings its own detector too.
-        self.faces = self.pipeline.encoder.recogniser or open_face_backend(face)
-        self.poses = open_pose_backend(pose)
-        self.limits = VideoLimits(max_frames=20 * MAX_FRAMES)
+        self.perception = Perception(face, pose, faces=self.pipeline.encoder.recogniser)
 
     def run(
         self,
@@ -103,7 +89,6 @@ class AnimationEngine:
         progress: Progress | None = None,
         *,
         align: bool = True,
-        per_frame: bool = False,
         framing: str = "pad",
         size: tuple[int, int] | None = None,
     ) -> dict[str, Any]:
@@ -123,13 +108,18 @@ class AnimationEngine:
             self._check_paths(request)
             image = read_image(request.reference)
             fit(image.shape[:2], size, framing)  # refuses what it cannot do before any work
-            info = probe(request.driving, self.limits)
+            info = self.perception.probe(request.driving)
         with timings.stage("perception"):
             progress(0.02, "finding the person")
-            face = self._reference_face(request, image)
-            reference_pose = self._reference_pose(request.reference, image, face)
+            face = self.perception.face(request.reference, image, request.reference_face)
+            reference_pose = self.perception.reference(request.reference, image, face)
             progress(0.05, "reading the motion")
-            driving_pose = self._driving_pose(request.driving, info)
+            frames = self.perception.frames(request.driving, info)
+            driving_pose = self.perception.driving(request.driving, info, frames)
+            del frames  # before sampling needs the memory
+            models = self.perception.models(reference_pose, driving_pose)
+            if align:
+                models["alignment"] = self.pipeline.alignment_model
         with timings.stage("sampling"):
             result = self.pipeline(
                 image,
@@ -139,7 +129,6 @@ class AnimationEngine:
                 face=face,
                 framing=framing,
                 align=align,
-                per_frame=per_frame,
                 size=size,
                 seed=request.seed,
                 settings=self.settings.with_choices(steps=request.steps, guidance=request.guidance),
@@ -148,63 +137,14 @@ class AnimationEngine:
                 ),
             )
         progress(SAMPLED, "writing")
-        return self._write(request, info, result, face, timings)
+        return self._write(request, info, result, face, models, timings)
 
     def _check_paths(self, request: AnimationRequest) -> None:
         if request.output.suffix.lower() != ".mp4":
             raise AnimationError(
                 f"{request.output}: the output is an H.264 video, so its name must end in .mp4."
             )
-        for path, what in (
-            (request.reference, "reference image"),
-            (request.driving, "driving video"),
-        ):
-            if not path.is_file():
-                raise AnimationError(f"{path}: no such {what}; check the path.")
-
-    def _reference_face(self, request: AnimationRequest, image: np.ndarray) -> Face | None:
-        """The face that was asked for; None where the picture shows none and none was chosen."""
-        faces = self.faces.detect(_shrink(image))
-        if len(faces) >= request.reference_face:
-            return faces[request.reference_face - 1]
-        if request.reference_face == 1:
-            return None
-        raise AnimationError(
-            f"{request.reference}: face {request.reference_face} was asked for, but {len(faces)} "
-            f"{'was' if len(faces) == 1 else 'were'} found ({self.faces.name}); they are counted "
-            "from 1, the largest."
-        )
-
-    def _reference_pose(self, path: Path, image: np.ndarray, face: Face | None) -> Pose:
-        """The person with the chosen face, or the largest one of the picture."""
-        track = self.poses.track([_shrink(image)], source=path, times=np.zeros(1))
-        if not _has_person(track, self.poses.threshold):
-            raise AnimationError(
-                f"{path}: no person found in the reference image ({self.poses.name}: "
-                f"{self.poses.reason}); give a picture that shows the person, or keypoints beside "
-                f"it as {path.stem}.pose.npz."
-            )
-        who = 0 if face is None else _owner(track, face)
-        threshold = self.poses.threshold
-        return Pose(track.keypoints[0, who], track.score[0, who], image.shape[:2], threshold)
-
-    def _driving_pose(self, path: Path, info: VideoInfo) -> Pose:
-        """Every frame's people at the clip's own rate."""
-        frames = decode(path, fps=info.fps, max_side=PERCEPTION_SIDE, limits=self.limits)
-        if len(frames) > MAX_FRAMES:
-            raise AnimationError(
-                f"{path}: {len(frames)} frames, expected at most {MAX_FRAMES}; cut the clip."
-            )
-        times = np.arange(len(frames)) / info.fps
-        track = self.poses.track(list(frames), source=path, times=times)
-        if not _has_person(track, self.poses.threshold):
-            raise AnimationError(
-                f"{path}: no person found in the driving video ({self.poses.name}: "
-                f"{self.poses.reason}); give a clip that shows the person moving, or keypoints "
-                f"beside it as {path.stem}.pose.npz."
-            )
-        size = (info.height, info.width)
-        return Pose(track.keypoints, track.score, size, self.poses.threshold)
+        check_inputs(request.reference, request.driving)
 
     def _write(
         self,
@@ -212,6 +152,7 @@ class AnimationEngine:
         info: VideoInfo,
         result: AnimationResult,
         face: Face | None,
+        models: dict[str, Any],
         timings: Timings,
     ) -> dict[str, Any]:
         output = request.output
@@ -226,9 +167,8 @@ class AnimationEngine:
                 warnings.append(written.audio_note)
             if face is None:
                 warnings.append("no face was found in the reference: its identity is not guided")
-            if result.alignment.method != "none" and not result.alignment.frames_used:
-                warnings.append("no frame shares three joints with the reference: not aligned")
-            record = self._record(request, info, result, timings, warnings)
+            warnings += [f"alignment: {text}" for text in result.alignment.warnings]
+            record = self._record(request, info, result, models, timings, warnings)
             if face is not None:
                 box = [round(float(side), 4) for side in face.box]
                 record["face"] = {"chosen": request.reference_face, "box": box}
@@ -245,14 +185,11 @@ class AnimationEngine:
         request: AnimationRequest,
         info: VideoInfo,
         result: AnimationResult,
+        models: dict[str, Any],
         timings: Timings,
         warnings: list[str],
     ) -> dict[str, Any]:
         num_frames, height, width = result.frames.shape[:3]
-        perception = {
-            "face_detector": {"name": self.faces.name, "licence": self.faces.licence},
-            "pose": {"name": self.poses.name, "licence": self.poses.licence},
-        }
         return {
             "reference": request.reference.name,
             "driving": request.driving.name,
@@ -277,30 +214,8 @@ class AnimationEngine:
                     "licence": self.pipeline.about.get("licence", "that of its training data"),
                 },
                 **self.pipeline.encoder.models,
-                **perception,
+                **models,
             },
             "timings": timings.record(),
             "warnings": warnings,
         }
-
-
-def _shrink(image: np.ndarray) -> np.ndarray:
-    scale = PERCEPTION_SIDE / max(image.shape[:2])
-    if scale >= 1:
-        return image
-    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-
-
-def _owner(track: PoseTrack, face: Face) -> int:
-    """The person whose head a face is: the nearest nose, eyes and ears; else the largest person."""
-    centre = (face.box[:2] + face.box[2:]) / 2
-    reach = float((face.box[2:] - face.box[:2]).max())
-    seen = track.score[0][:, HEAD] >= VISIBLE
-    away = np.linalg.norm(track.keypoints[0][:, HEAD] - centre, axis=-1)
-    distance = np.where(seen, away, np.inf).min(1)
-    nearest = int(distance.argmin())
-    return nearest if distance[nearest] <= reach else 0
-
-
-def _has_person(track: PoseTrack, threshold: float) -> bool:
-    return track.score.size > 0 and bool((track.score[:, 0, BODY] >= threshold).any())

@@ -13,11 +13,13 @@ import torch
 
 from animator import edm
 from animator.alignment import AlignmentBlock
-from animator.keypoints import VISIBLE
+from animator.alignment_weights import AUTO, open_alignment
 from animator.model import Animator
-from animator.weights import load_alignment, read_config
+from animator.weights import read_config
+from inference.clip_alignment import AlignmentSettings
 from inference.conditioning import ReferenceEncoder, pose_images, to_frames, to_tensor
 from inference.guidance import Conditions, GuidanceConfig, GuidedDenoiser
+from inference.perception import Pose
 from inference.retarget import Retargeted, retarget, unaligned
 from inference.sampler import SamplerConfig, sample
 from inference.windows import WindowConfig
@@ -30,23 +32,14 @@ POSE_CHUNK = 16  # frames that PoseNet takes at a time
 OnStep = Callable[[int, int], None]  # (steps done, steps in all); may raise to stop
 
 
-@dataclass(frozen=True)
-class Pose:
-    """Keypoints `(..., N, 2)` in 0..1 of a frame of `size` (height, width), and their score."""
-
-    keypoints: np.ndarray
-    score: np.ndarray
-    size: tuple[int, int]
-    threshold: float = VISIBLE
-
-
 @dataclass(frozen=True, kw_only=True)
 class AnimationSettings:
-    """How a model is sampled; a model folder brings its own."""
+    """How a model is sampled and poses are aligned; a model folder brings its own."""
 
     sampling: SamplerConfig = field(default_factory=SamplerConfig)
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     windows: WindowConfig = field(default_factory=WindowConfig)
+    alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
 
     def with_choices(
         self, *, steps: int | None = None, guidance: float | None = None
@@ -81,6 +74,7 @@ class AnimationPipeline:
         alignment: the learned block, or None for the closed form.
         settings: how the model is sampled where a call does not say.
         about: what else the model's folder says of it: licence, source.
+        alignment_model: name and licence of the block, for the record.
     """
 
     def __init__(
@@ -90,12 +84,14 @@ class AnimationPipeline:
         alignment: AlignmentBlock | None,
         settings: AnimationSettings,
         about: dict[str, Any] | None = None,
+        alignment_model: dict[str, str | None] | None = None,
     ):
         self.animator = animator
         self.encoder = encoder
         self.alignment = alignment
         self.settings = settings
         self.about = about or {}
+        self.alignment_model = alignment_model or {}
         self.config = animator.config
 
     @classmethod
@@ -104,13 +100,15 @@ class AnimationPipeline:
         folder: str | Path,
         *,
         face: str = "auto",
-        alignment: str | Path | None = None,
+        alignment: str = AUTO,
         device: str | torch.device | None = None,
         dtype: str = "auto",
     ) -> "AnimationPipeline":
-        """Load a model folder; `alignment` names another one to take the alignment block from.
+        """Load a model folder.
 
         Args:
+            alignment: which alignment block (see `open_alignment`); the folder's own by default,
+                or the shipped one.
             device: the first GPU by default, the CPU where there is none.
             dtype: of the weights; `auto` is bf16 on a GPU that has it, fp16 on others and fp32
                 on the CPU.
@@ -121,11 +119,11 @@ class AnimationPipeline:
         folder = Path(folder)
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         precision = weights_dtype(dtype, place)
+        block, alignment_model = open_alignment(alignment, folder)  # first, as it is the quickest
         animator = Animator.from_pretrained(folder, dtype=precision, device=place)
         encoder = ReferenceEncoder(animator.config, folder, face, dtype=precision).to(place)
-        block = load_alignment(Path(alignment) if alignment else folder)
         about = read_config(folder)
-        return cls(animator, encoder, block, read_settings(about), about)
+        return cls(animator, encoder, block, read_settings(about), about, alignment_model)
 
     @property
     def device(self) -> torch.device:
@@ -142,7 +140,6 @@ class AnimationPipeline:
         face: Face | None = None,
         framing: str = "pad",
         align: bool = True,
-        per_frame: bool = False,
         size: tuple[int, int] | None = None,
         seed: int = 0,
         settings: AnimationSettings | None = None,
@@ -152,15 +149,14 @@ class AnimationPipeline:
 
         Args:
             reference: uint8 RGB `(H0, W0, 3)`.
-            reference_pose: keypoints `(N, 2)`.
+            reference_pose: keypoints `(N, 2)`, or `(P, N, 2)` with the main person first.
             driving_pose: keypoints `(T, P, N, 2)`.
             fps: of the driving clip.
             face: the reference's face, or None where it has none.
             framing: how the reference is fitted into the model's size: pad or crop.
             align: False draws the driving poses where they are.
-            per_frame: one transform a frame instead of one a clip.
             size: (height, width) of the frames the model works on; its own by default.
-            settings: of sampler and guidance; the model's own by default.
+            settings: of sampler, guidance and alignment; the model's own by default.
 
         Raises:
             ValueError: for options out of range.
@@ -177,7 +173,7 @@ class AnimationPipeline:
                 (driving_pose.keypoints, driving_pose.score),
                 sizes,
                 thresholds,
-                per_frame=per_frame,
+                settings.alignment,
             )
             if align
             else unaligned(driving_pose.keypoints, sizes)
@@ -302,6 +298,7 @@ def read_settings(about: dict[str, Any]) -> AnimationSettings:
         if isinstance(guidance, dict)
         else GuidanceConfig.constant(float(guidance)),
         windows=from_dict(WindowConfig, about.get("windows", {})),
+        alignment=from_dict(AlignmentSettings, about.get("alignment_settings", {})),
     )
 
 
