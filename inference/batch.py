@@ -28,7 +28,11 @@ from inference.batch_worker import (
     Task,
     sentence,
 )
-from inference.engine_factory import model_fingerprint
+from inference.engine_factory import (
+    absolute_alignment,
+    alignment_fingerprint,
+    model_fingerprint,
+)
 from inference.outputs import FolderLock
 from inference.requests import ManifestItem, read_manifest
 
@@ -48,17 +52,23 @@ def animate_batch(config: BatchConfig, *, show_progress: bool = True) -> dict[st
     started = time.time()
     items = read_manifest(config.manifest)
     # Ray's processes need not share our working folder.
-    config = replace(config, out=config.out.absolute(), model_dir=config.model_dir.absolute())
+    config = replace(
+        config,
+        out=config.out.absolute(),
+        model_dir=config.model_dir.absolute(),
+        alignment=absolute_alignment(config.alignment),
+    )
     out = config.out
     _protect_inputs(config.manifest, items, out)
     model = model_fingerprint(config.model_dir)
+    alignment = alignment_fingerprint(config.alignment)
     lock = FolderLock(out, LOCK, "animator batch")
     try:
         # Workers of a run that was killed live on for some seconds.
         FolderLock(out, WORKERS, "batch's worker", wait=WORKERS_SECONDS).close()
         shutil.rmtree(out / WORK, ignore_errors=True)
         (out / WORK).mkdir()
-        tasks = _tasks(items, f"{model} {config.face} {config.pose}", out)
+        tasks = _tasks(items, f"{model} {config.face} {config.pose} {alignment}", out)
         results = {task.id: task.ended("skipped") for task in tasks if task.is_done()}
         pending = [task for task in tasks if task.id not in results]
         with _bar(len(tasks), len(results), show_progress) as advance:

@@ -42,6 +42,7 @@ class BatchConfig:
     cpus_per_engine: int | None = None
     face: str = "auto"
     pose: str = "auto"
+    alignment: str = "auto"
     engine_factory: str = DEFAULT_FACTORY
 
     def __post_init__(self) -> None:
@@ -112,7 +113,11 @@ class EngineActor:
         self.refusal = ("", "")
         try:
             self.engine = open_engine(
-                config.engine_factory, config.model_dir, face=config.face, pose=config.pose
+                config.engine_factory,
+                config.model_dir,
+                face=config.face,
+                pose=config.pose,
+                alignment=config.alignment,
             )
         except Exception as error:  # Ray Data would tell the driver no more than that it died
             log.exception("the engine cannot be opened")

@@ -1,7 +1,8 @@
 """Open an engine by name: the seam where another engine can be put behind batch and serve.
 
-A factory is written "module:function" and called as `function(model_dir, face=…, pose=…)` in the
-process that will run the engine, so nothing heavy is imported by whoever only names it.
+A factory is written "module:function" and called as `function(model_dir, face=…, pose=…,
+alignment=…)` in the process that will run the engine, so nothing heavy is imported by whoever only
+names it.
 """
 
 import hashlib
@@ -14,6 +15,8 @@ from inference.requests import AnimationRequest
 from pipelines.shards import sha256_file
 
 DEFAULT_FACTORY = "inference.engine:AnimationEngine"
+# Those of `animator.alignment_weights`, which loads torch; any other choice is a folder.
+ALIGNMENT_WORDS = ("auto", "shipped", "closed-form")
 
 Progress = Callable[[float, str], None]
 
@@ -34,7 +37,14 @@ class FactoryError(ValueError):
     """An engine or model that cannot be opened; the message says what to give instead."""
 
 
-def open_engine(factory: str, model_dir: Path, *, face: str = "auto", pose: str = "auto") -> Engine:
+def open_engine(
+    factory: str,
+    model_dir: Path,
+    *,
+    face: str = "auto",
+    pose: str = "auto",
+    alignment: str = "auto",
+) -> Engine:
     """Call the factory "module:function"; raises FactoryError where there is none of that name."""
     module_name, colon, function_name = factory.partition(":")
     if not (module_name and colon and function_name):
@@ -48,7 +58,7 @@ def open_engine(factory: str, model_dir: Path, *, face: str = "auto", pose: str 
     function = getattr(module, function_name, None)
     if not callable(function):
         raise FactoryError(f"engine factory {factory!r}: {module_name} has no {function_name}")
-    return cast(Engine, function(Path(model_dir), face=face, pose=pose))
+    return cast(Engine, function(Path(model_dir), face=face, pose=pose, alignment=alignment))
 
 
 def model_fingerprint(model_dir: Path) -> str:
@@ -61,3 +71,13 @@ def model_fingerprint(model_dir: Path) -> str:
     for path in files:
         digest.update(f"{path.relative_to(model_dir).as_posix()}\0{sha256_file(path)}\n".encode())
     return digest.hexdigest()
+
+
+def absolute_alignment(choice: str) -> str:
+    """The choice of an alignment, for a process that may have another working folder."""
+    return choice if choice in ALIGNMENT_WORDS else str(Path(choice).absolute())
+
+
+def alignment_fingerprint(choice: str) -> str:
+    """What tells one alignment from another; raises FactoryError where its folder is empty."""
+    return choice if choice in ALIGNMENT_WORDS else model_fingerprint(Path(choice))

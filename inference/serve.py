@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from inference.engine_factory import DEFAULT_FACTORY, open_engine
+from inference.engine_factory import DEFAULT_FACTORY, absolute_alignment, open_engine
 from inference.jobs import MAX_ATTEMPTS, JobStore
 from inference.outputs import FolderLock
 from inference.uploads import UploadLimits
@@ -53,6 +53,7 @@ class ServerConfig:
     engines: int = 1
     face: str = "auto"
     pose: str = "auto"
+    alignment: str = "auto"
     engine_factory: str = DEFAULT_FACTORY
     limits: UploadLimits = field(default_factory=UploadLimits)
     max_queued: int = 1000
@@ -101,7 +102,10 @@ def serve(config: ServerConfig, announce: Callable[[str], None] = _say) -> None:
     started = time.monotonic()
     # Ray's processes need not share our working folder.
     config = replace(
-        config, model_dir=config.model_dir.absolute(), data_dir=config.data_dir.absolute()
+        config,
+        model_dir=config.model_dir.absolute(),
+        data_dir=config.data_dir.absolute(),
+        alignment=absolute_alignment(config.alignment),
     )
     files = JobFiles(config.data_dir)
     lock = FolderLock(files.root, "server.lock", "animator serve")
@@ -142,7 +146,11 @@ class EngineActor:
         """Open the engine."""
         config = self.config
         engine = open_engine(
-            config.engine_factory, config.model_dir, face=config.face, pose=config.pose
+            config.engine_factory,
+            config.model_dir,
+            face=config.face,
+            pose=config.pose,
+            alignment=config.alignment,
         )
         files = JobFiles(config.data_dir)
         store = JobStore(files.database, max_attempts=config.max_attempts)

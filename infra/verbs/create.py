@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from infra.console import FAILED, emit
-from infra.verbs.options import AsJson, Face, Model, OutFolder, Pose, Settings
+from infra.verbs.options import Alignment, AsJson, Face, Model, OutFolder, Pose, Settings
 
 
 def register(app: typer.Typer) -> None:
@@ -35,6 +35,16 @@ def animate(
     align: Annotated[
         bool, typer.Option("--align/--no-align", help="Move the motion to where the person is.")
     ] = True,
+    alignment: Alignment = "auto",
+    per_frame: Annotated[
+        bool, typer.Option("--per-frame", help="Align each frame by itself, not the whole clip.")
+    ] = False,
+    max_scale: Annotated[
+        float | None, typer.Option(help="Scale the motion at most by this factor.")
+    ] = None,
+    max_rotation: Annotated[
+        float | None, typer.Option(help="Turn the motion at most by these degrees.")
+    ] = None,
     framing: Annotated[str, typer.Option(help="Fit the picture by pad or by crop.")] = "pad",
     face: Face = "auto",
     pose: Pose = "auto",
@@ -43,7 +53,7 @@ def animate(
     """Animate the person in a picture by the motion in a video.
 
     --set changes the model's own sampler and guidance: --set sampling.solver=heun --set
-    guidance.sigma_max=80.
+    guidance.sigma_max=80. `animator align` shows the alignment before anything is computed.
 
     Example: animator animate --model runs/animator/model --reference me.jpg --driving dance.mp4
     --out me.mp4
@@ -62,8 +72,19 @@ def animate(
         reference_face=reference_face,
     )
     frame_size = _size(size)
+    given = {"max_scale": max_scale, "max_rotation": max_rotation}
+    aligned = [f"alignment.{name}={value}" for name, value in given.items() if value is not None]
+    if per_frame:
+        aligned.append("alignment.per_frame=true")
     with stage_bar("animate") as progress:
-        engine = AnimationEngine(model, face=face, pose=pose, dtype=dtype, changes=changes or ())
+        engine = AnimationEngine(
+            model,
+            face=face,
+            pose=pose,
+            alignment=alignment,
+            dtype=dtype,
+            changes=[*(changes or ()), *aligned],
+        )
         record = engine.run(request, progress, align=align, framing=framing, size=frame_size)
     emit(record, as_json=as_json, show=lambda r: _animation_lines(r, out))
 
@@ -75,6 +96,7 @@ def batch(
     engines: Annotated[int, typer.Option(help="Engines at work at the same time.")] = 1,
     face: Face = "auto",
     pose: Pose = "auto",
+    alignment: Alignment = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Animate every line of a manifest; done lines are not done again.
@@ -85,7 +107,13 @@ def batch(
     from inference.batch import BatchConfig, animate_batch
 
     config = BatchConfig(
-        manifest=manifest, out=out, model_dir=model, engines=engines, face=face, pose=pose
+        manifest=manifest,
+        out=out,
+        model_dir=model,
+        engines=engines,
+        face=face,
+        pose=pose,
+        alignment=alignment,
     )
     summary = animate_batch(config)
     emit(summary, as_json=as_json, show=lambda s: _batch_lines(s, out))
@@ -101,6 +129,7 @@ def serve(
     engines: Annotated[int, typer.Option(help="Engines at work at the same time.")] = 1,
     face: Face = "auto",
     pose: Pose = "auto",
+    alignment: Alignment = "auto",
 ) -> None:
     """Serve an HTTP interface that queues animation jobs; /docs describes it.
 
@@ -119,6 +148,7 @@ def serve(
             engines=engines,
             face=face,
             pose=pose,
+            alignment=alignment,
         )
     )
 

@@ -16,3 +16,10 @@ Face = Annotated[
 Pose = Annotated[str, typer.Option(help="Pose backend: auto, file, onnx or dwpose.")]
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
 Model = Annotated[Path, typer.Option("--model", help="Folder of a trained model.")]
+Alignment = Annotated[
+    str,
+    typer.Option(
+        help="Alignment of poses: auto (the model's own or the shipped), shipped, closed-form, or "
+        "a model folder."
+    ),
+]

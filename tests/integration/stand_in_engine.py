@@ -23,7 +23,9 @@ SILENT_SEED = 777  # an engine that stops answering, once
 class StandInEngine:
     """Copies the reference's colour into a few frames of video."""
 
-    def __init__(self, model_dir: Path, face: str = "auto", pose: str = "auto") -> None:
+    def __init__(
+        self, model_dir: Path, face: str = "auto", pose: str = "auto", alignment: str = "auto"
+    ) -> None:
         if not (model_dir / "config.json").is_file():
             raise ValueError(f"{model_dir}: no config.json; give a model folder")
         self.log = os.environ.get("STAND_IN_LOG")
