@@ -18,6 +18,7 @@ from pipelines.video import VideoInfo, VideoLimits, decode, probe
 
 PERCEPTION_SIDE = 640  # pixels; people and faces are looked for at this size
 MAX_FRAMES = 3000
+_LIMITS = VideoLimits(max_frames=20 * MAX_FRAMES)
 _HEAD_NAMES = ("nose", "right_eye", "left_eye", "right_ear", "left_ear")
 HEAD = [KEYPOINT_NAMES.index(name) for name in _HEAD_NAMES]
 
@@ -53,11 +54,11 @@ class Perception:
     def __init__(self, face: str = "auto", pose: str = "auto", faces: FaceBackend | None = None):
         self.faces = faces or open_face_backend(face)
         self.poses = open_pose_backend(pose)
-        self.limits = VideoLimits(max_frames=20 * MAX_FRAMES)
 
-    def probe(self, path: Path) -> VideoInfo:
+    @staticmethod
+    def probe(path: Path) -> VideoInfo:
         """Size and rate of a video; VideoError where it is none."""
-        return probe(path, self.limits)
+        return probe(path, _LIMITS)
 
     def face(self, path: Path, image: np.ndarray, chosen: int) -> Face | None:
         """The face that was asked for; None where the picture shows none and none was chosen.
@@ -100,7 +101,7 @@ class Perception:
         Raises:
             AnimationError, VideoError: for a clip that is too long or cannot be read.
         """
-        frames = decode(path, fps=info.fps, max_side=PERCEPTION_SIDE, limits=self.limits)
+        frames = decode(path, fps=info.fps, max_side=PERCEPTION_SIDE, limits=_LIMITS)
         if len(frames) > MAX_FRAMES:
             raise AnimationError(
                 f"{path}: {len(frames)} frames, expected at most {MAX_FRAMES}; cut the clip."

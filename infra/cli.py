@@ -8,7 +8,7 @@ import sys
 import typer
 
 from infra.console import report_error
-from infra.verbs import bench, create, data, evaluate, machine, models, train, weights
+from infra.verbs import align, bench, create, data, evaluate, machine, models, train, weights
 
 app = typer.Typer(
     name="animator",
@@ -25,6 +25,7 @@ machine.register(app)
 models.register(app)
 data.register(app)
 train.register(app)
+align.register(app)
 create.register(app)
 evaluate.register(app)
 weights.register(app)

@@ -69,6 +69,7 @@ def test_the_verbs_of_the_readme_exist() -> None:
         ("shards", "show"),
         ("train", "alignment"),
         ("train", "animator"),
+        ("align",),
         ("animate",),
         ("batch",),
         ("serve",),
