@@ -92,6 +92,11 @@ def _sentence(level: Level, person: PersonAlignment, whose: str) -> str:
                 f"Do not use it{whose}: the picture and the clip have too few joints in common to "
                 "align them."
             )
+        if person.method == "kept":
+            return (
+                f"Do not use it{whose}: nothing was moved, as it is unsure where to; "
+                "--no-keep-aligned moves the poses, or --alignment closed-form."
+            )
         return f"Do not use it{whose} unless the pictures below convince you: it is unsure."
     if person.warnings:
         many = len(person.warnings)

@@ -81,8 +81,9 @@ def _grid(
     """A row a frame: the driving frame, and what every method makes of it."""
     frames, poses = driving
     shown = [frame["frame"] for frame in result["shown"]]
-    seen = poses.score[shown] >= poses.threshold
-    points = [method.moved.keypoints[shown][seen] for method in methods.values()]
+    who = [person.driving for person in methods[result["used"]].moved.people]
+    seen = poses.score[shown][:, who] >= poses.threshold
+    points = [method.moved.keypoints[shown][:, who][seen] for method in methods.values()]
     canvas = pictures.make_canvas(reference[0], np.concatenate(points))
     canvas = pictures.with_reference(canvas, reference[1])
     rows = []
@@ -90,7 +91,7 @@ def _grid(
         score = (poses.score[index], poses.threshold)
         beside = pictures.draw_frame(frames[index], poses.keypoints[index], *score, canvas.size[0])
         drawn = {
-            name: pictures.draw_on(canvas, method.moved.keypoints[index], *score)
+            name: pictures.draw_on(canvas, method.moved.keypoints[index], *score, who)
             for name, method in methods.items()
         }
         rows.append(
@@ -108,13 +109,14 @@ def _strip(
 ) -> list[dict[str, Any]]:
     """The result over time, evenly spread."""
     chosen = pictures.spread_over(len(moved.keypoints), STRIP)
-    seen = driving.score[chosen] >= driving.threshold
+    who = [person.driving for person in moved.people]
+    seen = driving.score[chosen][:, who] >= driving.threshold
     side = round(pictures.TILE * pictures.SMALL)
-    canvas = pictures.make_canvas(reference[0], moved.keypoints[chosen][seen], side)
+    canvas = pictures.make_canvas(reference[0], moved.keypoints[chosen][:, who][seen], side)
     canvas = pictures.with_reference(canvas, reference[1])
     strip = []
     for index in chosen:
         pose = (moved.keypoints[index], driving.score[index], driving.threshold)
-        picture = pictures.embed(pictures.draw_on(canvas, *pose))
+        picture = pictures.embed(pictures.draw_on(canvas, *pose, who))
         strip.append({"seconds": index / fps, "picture": picture})
     return strip

@@ -16,9 +16,11 @@ from animator.keypoints import BODY
 from animator.skeleton import draw_pose
 from inference.perception import Pose
 
-TILE = 300  # pixels of the longer side of a picture
+TILE, TALL = 300, 440  # pixels of the longer side of a picture, and of a tall one's at most
+NARROW = 250  # pixels, which a tall picture should be wide
 SMALL = 0.5  # of a tile: pictures of the strip
 MIN_MARGIN, MAX_MARGIN = 0.04, 0.45  # of the picture's longer side, on each side
+RING = 4  # pixels, round a joint outside of the picture
 FURTHEST = 2  # frames shown because the pose is far from the one most alike
 _PAPER, _EDGE, _OUT = (38, 42, 50), (150, 156, 168), (255, 96, 96)
 _DIM, _GREY, _GREY_COVER = 0.5, 150.0, 0.7
@@ -40,14 +42,16 @@ class Canvas:
         return inside / (width, height)
 
 
-def make_canvas(image: np.ndarray, points: np.ndarray, side: int = TILE) -> Canvas:
+def make_canvas(image: np.ndarray, points: np.ndarray, side: int | None = None) -> Canvas:
     """A canvas for a picture with margins as wide as the points need, within limits.
 
     Args:
         image: `(H, W, 3)`.
         points: `(..., 2)` in 0..1 of it; those that are not finite do not count.
-        side: pixels of the picture's longer side.
+        side: pixels of the picture's longer side; by default such that it is not too narrow.
     """
+    if side is None:
+        side = round(min(max(TILE, NARROW * image.shape[0] / image.shape[1]), TALL))
     scale = side / max(image.shape[:2])
     height, width = (max(round(length * scale), 1) for length in image.shape[:2])
     quality = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
@@ -67,21 +71,26 @@ def make_canvas(image: np.ndarray, points: np.ndarray, side: int = TILE) -> Canv
 
 
 def draw_on(
-    canvas: Canvas, keypoints: np.ndarray, score: np.ndarray, threshold: float
+    canvas: Canvas,
+    keypoints: np.ndarray,
+    score: np.ndarray,
+    threshold: float,
+    who: Sequence[int] = (0,),
 ) -> np.ndarray:
-    """The canvas with people `(P, K, 2)` in colour; joints outside of the picture are ringed.
+    """The canvas with people `(P, K, 2)` in colour, joints outside of the picture ringed.
 
-    One that lies beyond the canvas is a triangle at its edge.
+    One that lies beyond the canvas is a triangle at its edge. Only those of `who`, the people that
+    are aligned, are marked.
     """
     seen = score >= threshold
     image = _blend(canvas.paper, canvas.points(keypoints), seen, grey=False)
     height, width = image.shape[:2]
-    seen = seen[..., BODY] & np.isfinite(keypoints[..., BODY, :]).all(-1)
-    body = keypoints[..., BODY, :][seen]
+    body, seen = keypoints[[*who]][..., BODY, :], seen[[*who]][..., BODY]
+    body = body[seen & np.isfinite(body).all(-1)]
     outside = ((body < 0) | (body > 1)).any(-1)
     for x, y in canvas.points(body[outside]) * (width, height):
         if 0 <= x < width and 0 <= y < height:
-            cv2.circle(image, (round(x), round(y)), 5, _OUT, 1, cv2.LINE_AA)
+            cv2.circle(image, (round(x), round(y)), RING, _OUT, 1, cv2.LINE_AA)
         else:
             _point_out(image, x, y)
     return image

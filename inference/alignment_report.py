@@ -94,7 +94,7 @@ def report_alignment(request: AlignmentReport, progress: Progress | None = None)
         "summary": moved.describe(),
         "alignment": moved.record(),
         "warnings": [{"text": text, "advice": advise(text)} for text in moved.warnings],
-        "notes": _notes(methods, face is not None),
+        "notes": _notes(methods, _people(driving.score, driving.threshold), face is not None),
         "people": [
             {**person.record(), "frames_own": _numbers(transforms)}
             for person, transforms in zip(moved.people, own, strict=True)
@@ -179,7 +179,7 @@ def _people(score: np.ndarray, threshold: float) -> int:
     return int((score[..., BODY] >= threshold).any((0, 2)).sum())
 
 
-def _notes(methods: dict[str, MethodResult], has_face: bool) -> list[str]:
+def _notes(methods: dict[str, MethodResult], num_driving: int, has_face: bool) -> list[str]:
     used = [*methods][-1]
     people = methods[used].moved.people
     notes = []
@@ -189,6 +189,12 @@ def _notes(methods: dict[str, MethodResult], has_face: bool) -> list[str]:
             other = methods[CLOSED_FORM].moved.people[number - 1]
             texts += filter(None, [compare_forms(person, other)])
         notes += [f"person {number}: {text}" if len(people) > 1 else text for text in texts]
+    if num_driving > len(people):
+        notes.append(
+            f"the clip shows {num_driving} people, of whom {len(people)} "
+            f"{'has' if len(people) == 1 else 'have'} a partner in the picture: the others are "
+            "drawn too, and go along with the main one"
+        )
     if not has_face:
         notes.append(
             "no face was found in the picture: its largest person counts as the main one, and a "

@@ -170,6 +170,9 @@ def test_several_people_are_each_reported(files, capsys):
     assert len(result["people"]) == result["reference"]["people"] == 2
     assert "person 2 of the clip moves person 2 of the picture" in said
     assert "closed form, person 2" in said
+    write_pose(files / "me.pose.npz", pair[:, :1])
+    _, _, err = run(capsys, *given(alignment="closed-form"))
+    assert "the clip shows 2 people, of whom 1 has a partner" in err
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,11 @@ def test_the_canvas_has_room_for_joints_outside_and_marks_them():
     under = wide.corner[1] + wide.size[0] + 4
     assert (drawn[under:] != wide.paper[under:]).any()
     assert not (plain[under:] != wide.paper[under:]).any()
-    # The joint that is not seen is not marked either.
+    # Somebody who is not aligned is drawn, and not marked; a joint that is not seen is neither.
+    bystander = draw_on(wide, np.concatenate([inside, below]), np.ones((2, 18), np.float32), 0.3)
+    rings = (np.abs(drawn.astype(int) - (255, 96, 96)).sum(-1) < 40).sum()
+    assert rings > (np.abs(bystander.astype(int) - (255, 96, 96)).sum(-1) < 40).sum()
+    assert (bystander[under:] != wide.paper[under:]).any()
     seen[0, 10] = 0
     assert not (draw_on(wide, below, seen, 0.3)[under:] != wide.paper[under:]).any()
 
@@ -212,6 +216,7 @@ def test_every_warning_has_advice_of_its_own():
         ({"confidence": "unknown", "method": "closed_form"}, "look", "cannot say"),
         ({"confidence": "high", "warnings": ("a", "b")}, "look", "2 warnings"),
         ({"confidence": "low", "warnings": ("a",)}, "reject", "unsure"),
+        ({"confidence": "low", "method": "kept"}, "reject", "--no-keep-aligned"),
         ({"method": "translation"}, "reject", "too few joints in common"),
     ],
 )
