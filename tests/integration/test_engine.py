@@ -12,6 +12,7 @@ from animator.config import AlignmentConfig
 from animator.weights import save_model
 from inference.engine import AnimationEngine, AnimationError
 from inference.requests import AnimationRequest
+from infra.cli import main
 from pipelines.images import ImageError
 from pipelines.video import VideoError, decode, encode, probe
 from tests.unit.test_tasks import SMALL
@@ -194,6 +195,25 @@ def test_a_models_own_settings_can_be_changed(model, files, tmp_path):
     assert record["sampling"]["guidance"]["max"] == 2.5
     with pytest.raises(ValueError, match=r"sampling\.chrun"):
         AnimationEngine(model, changes=["sampling.chrun=1"])
+
+
+def test_the_alignment_can_be_chosen_and_bounded(model, files, tmp_path):
+    output = tmp_path / "held.mp4"
+    named = {"model": model, "reference": files["picture"], "driving": files["clip"], "out": output}
+    given = [part for name, value in named.items() for part in (f"--{name}", str(value))]
+    chosen = "--alignment closed-form --per-frame --max-scale 1.1 --set alignment.max_rotation=3"
+    with pytest.raises(SystemExit) as ended:
+        main(["animate", *given, *chosen.split(), "--steps", "1"])
+    assert not ended.value.code
+    record = json.loads(output.with_suffix(".json").read_text())
+    assert record["alignment"]["method"] == "closed_form"
+    assert record["alignment"]["per_frame"] is True
+    assert max(record["alignment"]["scale"], 1 / record["alignment"]["scale"]) <= 1.1001
+    assert record["models"]["alignment"]["name"] == "closed form"
+    assert any("beyond the limits (scale 1.1, 3°)" in text for text in record["warnings"])
+    assert AnimationEngine(model).pipeline.alignment_model["name"] == "model"
+    with pytest.raises(ValueError, match="Got alignment 'guess'"):
+        AnimationEngine(model, alignment="guess")
 
 
 def test_conditions_are_encoded_once_a_clip_however_many_steps(model, files, tmp_path):
