@@ -28,7 +28,8 @@ ADVICE = {
     "showed are no loss; for hands or the head choose a clip with smaller movements, or give the "
     "picture a border.",
     "the alignment is unsure": "Compare the columns below in the frame most like the picture. "
-    "Where none fits, choose a clip that begins in a pose like the picture's.",
+    "Where another one fits, choose that: --alignment closed-form, or --no-keep-aligned where "
+    "nothing was moved. Where none fits, choose a clip that begins in a pose like the picture's.",
     "neither scaled nor turned": "Choose a picture and a clip that show the same parts of the "
     "body, three joints at least; otherwise the person's size is a guess.",
     "no joint is seen in both": "Choose a picture and a clip that show the same parts of the body; "
@@ -93,10 +94,7 @@ def _sentence(level: Level, person: PersonAlignment, whose: str) -> str:
                 "align them."
             )
         if person.method == "kept":
-            return (
-                f"Do not use it{whose}: nothing was moved, as it is unsure where to; "
-                "--no-keep-aligned moves the poses, or --alignment closed-form."
-            )
+            return f"Do not use it{whose}: nothing was moved, and it is unsure whether to."
         return f"Do not use it{whose} unless the pictures below convince you: it is unsure."
     if person.warnings:
         many = len(person.warnings)

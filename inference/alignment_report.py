@@ -184,7 +184,8 @@ def _notes(methods: dict[str, MethodResult], num_driving: int, has_face: bool) -
     people = methods[used].moved.people
     notes = []
     for number, person in enumerate(people, 1):
-        texts = [text for text in person.notes if text not in person.warnings]
+        said = (*person.warnings, methods[used].moved.describe())
+        texts = [text for text in person.notes if text not in said]
         if used == LEARNED:
             other = methods[CLOSED_FORM].moved.people[number - 1]
             texts += filter(None, [compare_forms(person, other)])

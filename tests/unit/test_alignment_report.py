@@ -216,7 +216,7 @@ def test_every_warning_has_advice_of_its_own():
         ({"confidence": "unknown", "method": "closed_form"}, "look", "cannot say"),
         ({"confidence": "high", "warnings": ("a", "b")}, "look", "2 warnings"),
         ({"confidence": "low", "warnings": ("a",)}, "reject", "unsure"),
-        ({"confidence": "low", "method": "kept"}, "reject", "--no-keep-aligned"),
+        ({"confidence": "low", "method": "kept"}, "reject", "nothing was moved"),
         ({"method": "translation"}, "reject", "too few joints in common"),
     ],
 )
