@@ -26,6 +26,7 @@ TRAINED = SimilarityRange()  # what the block was trained to undo
 _MARGIN = 1.1
 
 NOTES = {
+    "few": "no frame shares six joints with the reference: aligned in closed form",
     "kept": "the poses already fit the reference: left where they are",
     "translation": "no frame shares three joints with the reference: moved by the mean shift of "
     "the joints they share, neither scaled nor turned",
@@ -37,6 +38,7 @@ class Found(NamedTuple):
     """One person's alignment, before it is judged."""
 
     method: str
+    fallen_back: bool  # whether the closed form stands in for the block
     transform: Similarity  # fields (1,) or, a frame each, (T,)
     clip: ClipAlignment  # of one clip
     reference: Tensor  # (N, 2)
@@ -140,10 +142,16 @@ def judge(
         confidence=_confidence(error, found.reference, weight),
         most_alike=_most_alike(moved, found) if aligned else None,
         outside=share,
-        notes=(NOTES[found.method],) if found.method in NOTES else (),
+        notes=_notes(found),
     )
     warnings = _warnings(figures, limited=bool(clip.limited), settings=found.settings)
     return PersonAlignment(**{**vars(figures), "warnings": tuple(warnings)})
+
+
+def _notes(found: Found) -> tuple[str, ...]:
+    if found.method in NOTES:
+        return (NOTES[found.method],)
+    return (NOTES["few"],) if found.fallen_back else ()
 
 
 def _confidence(error: float | None, reference: Tensor, weight: Tensor) -> Confidence:

@@ -13,11 +13,21 @@ from torch import Tensor
 
 from animator.alignment import NUM_VOTES, AlignmentBlock
 from animator.clip_transform import ClipSums, Spread, outliers
-from animator.similarity import Similarity, apply, fit, identity, joint_centres, solvable
+from animator.similarity import (
+    Similarity,
+    apply,
+    common_joints,
+    fit,
+    identity,
+    joint_centres,
+    solvable,
+)
 
 _BLOCK_FRAMES = 128  # frames that go through the block at once; more fall out of the cache
-# A transform that moves the person less than this many expected errors is taken to be none.
-ALREADY_ALIGNED = 1.5
+MIN_LEARNED = 6  # joints in common; with fewer, such as a head alone, the closed form is better
+# A transform that moves the person less than this many expected errors is taken to be none, but
+# never one that moves it further than this, of the longer side: to be unsure is no reason.
+ALREADY_ALIGNED, FURTHEST_ALIGNED = 1.5, 0.06
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +57,7 @@ class FrameAlignment(NamedTuple):
     transform: Similarity
     votes: Tensor  # (B, T, 3)
     error: Tensor  # (B, T), of the longer side; NaN for the closed form
-    solved: Tensor  # (B, T), whether rotation and scale could be found
+    solved: Tensor  # (B, T), whether the frame counts: rotation and scale could be found
 
 
 class ClipAlignment(NamedTuple):
@@ -64,23 +74,35 @@ class ClipAlignment(NamedTuple):
 
 @torch.no_grad()
 def align_frames(
-    block: AlignmentBlock | None, reference: Tensor, driven: Tensor, weight: Tensor, frame: Tensor
+    block: AlignmentBlock | None,
+    reference: Tensor,
+    driven: Tensor,
+    weight: Tensor,
+    frame: Tensor,
+    *,
+    whole: bool = True,
 ) -> FrameAlignment:
     """Each frame's own transform, by the block, or in closed form without one.
+
+    Frames with few joints in common get the closed form's, and count only in clips that have no
+    others.
 
     Args:
         reference: `(B, N, 2)`.
         driven: `(B, T, N, 2)`.
         weight: confidence that a joint is seen in both poses, `(B, T, N)`.
         frame: height and width of the reference's frame, of the longer one, `(B, 2)`.
+        whole: False for portions of clips that have frames with enough joints.
     """
     shape = weight.shape[:2]
     references = reference[:, None].expand_as(driven)
     solved = solvable(driven, references, weight)
+    nothing = driven.new_zeros((*shape, NUM_VOTES))
+    closed = FrameAlignment(
+        fit(driven, references, weight), nothing, driven.new_full(shape, torch.nan), solved
+    )
     if block is None:
-        nothing = driven.new_zeros((*shape, NUM_VOTES))
-        transform = fit(driven, references, weight)
-        return FrameAlignment(transform, nothing, driven.new_full(shape, torch.nan), solved)
+        return closed
     frames = frame[:, None].expand(*shape, 2)
     flat = [part.flatten(0, 1) for part in (references, driven, weight, frames)]
     portions = zip(*(part.split(_BLOCK_FRAMES) for part in flat), strict=True)
@@ -95,7 +117,27 @@ def align_frames(
         torch.cat(part).unflatten(0, shape)
         for part in zip(*(estimate[1:] for estimate in found), strict=True)
     )
-    return FrameAlignment(transform, votes, error, solved)
+    enough = learnable(driven, references, weight)
+    chosen = Similarity(
+        *(choose(enough, *fields) for fields in zip(transform, closed.transform, strict=True))
+    )
+    few = ~enough.any(1, keepdim=True) & whole
+    return FrameAlignment(
+        chosen,
+        choose(few, nothing, votes),
+        choose(few, closed.error, error),
+        torch.where(few, solved, solved & enough),
+    )
+
+
+def learnable(driven: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
+    """Whether a frame has the joints in common that the learned block needs, `(...)`."""
+    return (common_joints(driven, reference, weight) > 0).sum(-1) >= MIN_LEARNED
+
+
+def choose(choice: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """`torch.where` for fields with one axis more than the choice, or none."""
+    return torch.where(choice[..., None] if yes.ndim > choice.ndim else choice, yes, no)
 
 
 def sum_frames(frames: FrameAlignment, driven: Tensor, weight: Tensor) -> ClipSums:
@@ -114,14 +156,12 @@ def align_clip(sums: ClipSums, settings: AlignmentSettings) -> ClipAlignment:
     transform, limited = limit(found, settings)
     transform = sums.placed(transform.scale, transform.cos, transform.sin)
     error, displacement = sums.expected_error(), sums.displacement(found)
-    aligned = displacement < ALREADY_ALIGNED * error  # never where the error is not known
+    # Never where the error is not known.
+    aligned = displacement < (ALREADY_ALIGNED * error).clamp_max(FURTHEST_ALIGNED)
     aligned = aligned & settings.keep_aligned & (sums.frames > 0)
     nothing = identity(aligned.shape, error)
     transform = Similarity(
-        *(
-            torch.where(aligned[..., None] if field.ndim > aligned.ndim else aligned, none, field)
-            for none, field in zip(nothing, transform, strict=True)
-        )
+        *(choose(aligned, *fields) for fields in zip(nothing, transform, strict=True))
     )
     return ClipAlignment(
         transform, sums.spread(), error, displacement, sums.frames, limited & ~aligned, aligned
@@ -138,12 +178,7 @@ def limit(transform: Similarity, settings: AlignmentSettings) -> tuple[Similarit
     scale = log_scale.clamp(-most, most).exp()
     kept = Similarity(scale, held.cos(), held.sin(), transform.shift)
     fields = zip(kept, transform, strict=True)
-    return Similarity(
-        *(
-            torch.where(beyond[..., None] if new.ndim > beyond.ndim else beyond, new, old)
-            for new, old in fields
-        )
-    ), beyond
+    return Similarity(*(choose(beyond, *field) for field in fields)), beyond
 
 
 def limit_frames(

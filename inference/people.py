@@ -8,6 +8,8 @@ from torch import Tensor
 
 from animator.similarity import joint_centres
 
+SEEN_FOR = 0.2  # share of the frames of who is seen most, from which somebody counts
+
 
 def match_people(
     reference: Tensor, reference_seen: Tensor, driving: Tensor, driving_seen: Tensor
@@ -16,7 +18,7 @@ def match_people(
 
     People are matched from left to right, which no misalignment of less than a quarter turn
     changes. Where one side has more people, its first ones count; both sides have the main person
-    first, and somebody nobody has seen a joint of is nobody.
+    first. Somebody who is seen in few of the frames, or never, is nobody.
 
     Args:
         reference: `(P, N, 2)`.
@@ -39,7 +41,9 @@ def match_people(
 
 
 def _present(seen: Tensor) -> list[int]:
-    return [i for i in range(seen.shape[1]) if bool((seen[:, i] > 0).any())]
+    frames = (seen > 0).any(-1).sum(0)
+    least = max(SEEN_FOR * float(frames.max()), 1.0) if len(frames) else 1.0
+    return [person for person, count in enumerate(frames.tolist()) if count >= least]
 
 
 def _across(points: Tensor, seen: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from inference.clip_alignment import (
     FrameAlignment,
     align_clip,
     align_frames,
+    learnable,
     limit_frames,
     sum_frames,
 )
@@ -86,9 +87,9 @@ def retarget(
     driving people without a partner go along with the main one. The body alone decides; hands
     and face follow it.
 
-    Where a pair of people gives no frame with three joints in common, what can still be known is
-    used, in this order: the shift between the joints they share, over all frames; nothing. The
-    result's notes say so.
+    What is used falls back in this order, and the result says which it was: the learned block,
+    where a frame shares six joints with the reference; the closed form, where one shares three;
+    the shift between the joints they share, over all frames; nothing.
 
     Args:
         block: the learned block, or None for the closed form alone.
@@ -141,12 +142,15 @@ def _align(
     settings: AlignmentSettings,
 ) -> Found:
     """One person: reference `(N, 2)`, driven `(T, N, 2)`, weight `(T, N)`."""
+    fallen_back = False
+    if block is not None and not learnable(driven, reference.expand_as(driven), weight).any():
+        block, fallen_back = None, True
     sums: ClipSums | None = None
     by_frame: list[Similarity] = []
     for start in range(0, len(driven), _PORTION):
         part = slice(start, start + _PORTION)
         poses, seen = driven[None, part], weight[None, part]
-        frames = align_frames(block, reference[None], poses, seen, frame)
+        frames = align_frames(block, reference[None], poses, seen, frame, whole=False)
         portion = sum_frames(frames, poses, seen)
         sums = portion if sums is None else sums.plus(portion)
         if settings.per_frame:
@@ -161,7 +165,7 @@ def _align(
         method = "kept"
     elif settings.per_frame:
         transform = Similarity(*(torch.cat(field) for field in zip(*by_frame, strict=True)))
-    return Found(method, transform, clip, reference, driven, weight, settings)
+    return Found(method, fallen_back, transform, clip, reference, driven, weight, settings)
 
 
 def _of_frames(

@@ -256,3 +256,54 @@ def test_poses_that_fit_are_left_alone_unless_that_is_switched_off():
 def test_limits_that_are_none_are_refused(wrong):
     with pytest.raises(ValueError, match="expected"):
         AlignmentSettings(**wrong)
+
+
+def test_few_joints_in_common_are_aligned_in_closed_form_and_it_is_said():
+    reference = (walker()[0, 0], np.ones(18, np.float32))
+    clip, score = misalign(walker(), 0.6, 20, (0.1, 0.0)), np.ones((24, 1, 18), np.float32)
+    block = untrained(0.1)
+    torch.nn.init.constant_(block.head[-1].bias, 0.5)  # wrong wherever it is asked
+
+    def aligned(score: np.ndarray):
+        return retarget(block, reference, (clip, score), (SIZE, SIZE), (0.3, 0.3))
+
+    score[:, :, 5:] = 0
+    head = aligned(score)
+    assert head.main.method == "closed_form"
+    assert "closed form" in head.main.notes[0]
+    assert abs(head.main.scale * 0.6 - 1) < 0.1
+    # One frame with more is enough for the block, and the others do not count.
+    score[3] = 1
+    whole = aligned(score)
+    assert whole.main.method == "learned"
+    assert whole.main.frames_used == 1
+    each = retarget(
+        block,
+        reference,
+        (clip, score),
+        (SIZE, SIZE),
+        (0.3, 0.3),
+        AlignmentSettings(per_frame=True),
+    )
+    assert np.isfinite(each.keypoints).all()
+
+
+def test_who_passes_by_for_a_moment_is_nobody():
+    (still, seen), (moving, score) = people(0.2, 0.75), people(0.8, 0.3, 0.1)
+    score[4:, 2] = 0
+    result = align((still[0], seen[0]), (moving, score))
+    assert [(p.reference, p.driving) for p in result.people] == [(1, 0), (0, 1)]
+    score[4:, 2] = 1
+    three = align((still[0], seen[0]), (moving[:, [2, 0, 1]], score))
+    assert len(three.people) == 2
+
+
+def test_to_be_unsure_is_no_reason_to_leave_poses_where_they_are():
+    reference = (walker()[0, 0], np.ones(18, np.float32))
+    far = misalign(walker(), 0.7, 10, (0.1, 0.0))
+    result = retarget(
+        untrained(5.0), reference, (far, np.ones((24, 1, 18))), (SIZE, SIZE), (0.3, 0.3)
+    )
+    assert result.main.method == "learned"
+    assert result.main.confidence == "low"
+    assert any("unsure" in text for text in result.warnings)
