@@ -197,8 +197,13 @@ def _backends() -> dict[str, dict[str, str]]:
 
 
 def _licences() -> list[str]:
+    from animator.alignment_weights import shipped_alignment
+    from animator.licences import of_alignment
+    from animator.weights import read_config
+
     present = [model for model in known_models() if model["path"] and model["non_commercial"]]
-    return ["this project: Apache-2.0"] + [
+    shipped = of_alignment(read_config(shipped_alignment()))
+    return ["this project: Apache-2.0", f"its alignment weights: {shipped}"] + [
         f"{model['name']}: {model['licence']}, not for commercial use" for model in present
     ]
 
