@@ -17,7 +17,7 @@ Method = Literal["learned", "closed_form", "kept", "translation", "none"]
 Confidence = Literal["high", "medium", "low", "unknown"]
 
 # Of the expected error, in sizes of the reference person (root mean square of its joints).
-HIGH, MEDIUM = 0.3, 0.6
+HIGH, MEDIUM = 0.4, 0.65
 FEW_JOINTS = 6.0  # in common, in the mean
 FEW_FRAMES = 0.1  # share of the clip
 OUTSIDE = 0.2  # share of the joints that leave the frame
