@@ -10,9 +10,10 @@ from skimage.feature import Cascade
 from infra.demo.clips import TAKES, Misalignment, film, misalign
 from infra.demo.figure import draw_figure
 from infra.demo.motion import MOTIONS, Body, perform
-from infra.demo.report import running_mean, strip
+from infra.demo.report import strip
 from infra.demo.stage import paint_stage
 from infra.demo.stages import Stages
+from training.curve import running_mean
 
 SIZE = (256, 192)
 
@@ -122,4 +123,4 @@ def test_a_finished_stage_is_not_run_again(tmp_path: Path) -> None:
 def test_report_pieces() -> None:
     frames = np.arange(4)[:, None, None, None] * np.ones((1, 6, 5, 3))
     assert strip(frames.astype(np.uint8), columns=4, gap=2).shape == (6, 4 * 5 + 3 * 2, 3)
-    assert np.allclose(running_mean([1.0] * 50), 1.0)
+    assert np.allclose(running_mean(np.ones(50)), 1.0)
