@@ -27,7 +27,7 @@ _BLOCK_FRAMES = 128  # frames that go through the block at once; more fall out o
 MIN_LEARNED = 6  # joints in common; with fewer, such as a head alone, the closed form is better
 # A transform that moves the person less than this many expected errors is taken to be none, but
 # never one that moves it further than this, of the longer side: to be unsure is no reason.
-ALREADY_ALIGNED, FURTHEST_ALIGNED = 1.5, 0.08
+ALREADY_ALIGNED, FURTHEST_ALIGNED = 2.0, 0.08
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,10 @@ def test_the_shipped_weights_are_a_few_megabytes():
 
 
 def test_the_shipped_weights_beat_the_closed_form_on_made_up_motion(tmp_path):
-    rows = evaluate_alignment(write_motion(tmp_path / "motion"), clips=40, num_frames=16)["rows"]
-    assert rows["learned"]["dis"] < 0.9 * rows["similarity"]["dis"]
-    assert rows["learned_clip"]["dis"] < 0.9 * rows["similarity_clip"]["dis"]
+    motion = write_motion(tmp_path / "motion")
+    rows = evaluate_alignment(motion, clips=60, num_frames=16, setting="half")["rows"]
+    assert rows["learned"]["dis"] < 0.95 * rows["similarity"]["dis"]
+    assert rows["learned_clip"]["dis"] < 0.95 * rows["similarity_clip"]["dis"]
     assert rows["learned_clip"]["jitter"] < 1e-6
 
 

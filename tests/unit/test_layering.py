@@ -106,7 +106,10 @@ def test_no_file_names_a_folder_of_one_machine() -> None:
     found = []
     for name in filter(None, listed.stdout.split("\0")):
         path = ROOT / name
-        if path.suffix in {".png", ".jpg", ".safetensors", ".npz", ".mp4"} or not path.is_file():
+        if (
+            path.suffix in {".png", ".jpg", ".webp", ".safetensors", ".npz", ".mp4"}
+            or not path.is_file()
+        ):
             continue
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             if MACHINE_PATH.search(line):

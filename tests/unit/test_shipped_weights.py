@@ -2,12 +2,7 @@
 
 import hashlib
 
-import torch
-
 from animator.alignment_weights import open_alignment, shipped_alignment
-from animator.similarity import Similarity, apply, fit
-from tests.unit.test_motion import write_motion
-from training.align import AlignConfig
 
 
 def test_the_shipped_block_loads_under_named_terms():
@@ -33,27 +28,3 @@ def test_its_card_lies_beside_it():
     assert "--recipe alignment_motion" in card
     assert "**These weights are for non-commercial use**" in card
     assert (folder / "curve.svg").read_text().startswith("<svg")
-
-
-@torch.no_grad()
-def test_it_aligns_motion_it_has_not_seen_better_than_the_closed_form(tmp_path):
-    motion = write_motion(tmp_path / "motion")  # made up: no data set has it
-    batch = AlignConfig(motion=str(motion)).build_task(seed=0).batch(range(256))
-    block, _ = open_alignment("shipped")
-    assert block is not None
-    flat = (batch["driven"].flatten(0, 1), batch["weight"].flatten(0, 1))
-    reference, frame = (
-        batch[name].repeat_interleave(batch["driven"].shape[1], 0)
-        for name in ("reference", "frame")
-    )
-
-    def distance(transform: Similarity) -> float:
-        moved, target, visible = (
-            batch[name].flatten(0, 1) for name in ("moved", "target", "visible")
-        )
-        off = (apply(transform, moved) - target).norm(dim=-1) * visible
-        return float(off.sum() / visible.sum())
-
-    learned = distance(block(reference, *flat, frame).transform)
-    closed_form = distance(fit(flat[0], reference, flat[1]))
-    assert learned < 0.9 * closed_form
