@@ -57,7 +57,12 @@ class FaceTrack:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipRecord:
-    """One shot of a source, kept or not, with every score. Times are seconds in the source."""
+    """One shot of a source, kept or not, with every score. Times are seconds in the source.
+
+    series: a value a sampled frame, from which thresholds can be applied anew.
+    signature: perceptual hashes of frames spread over the clip, 16 hex digits each.
+    duplicate_of: the key of the earlier clip that shows the same.
+    """
 
     key: str
     start: float
@@ -65,6 +70,9 @@ class ClipRecord:
     verdict: Verdict
     reasons: tuple[str, ...] = ()
     scores: Scores = field(default_factory=dict)
+    series: dict[str, list[float]] = field(default_factory=dict)
+    signature: str = ""
+    duplicate_of: str | None = None
     num_frames: int = 0
     fps: float = 0.0
     width: int = 0
@@ -73,7 +81,12 @@ class ClipRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceRecord:
-    """One source video: what it was, what was measured and what became of it."""
+    """One source video: what it was, what was measured and what became of it.
+
+    id: of its name in the plan (the URI); sha256: of its bytes, by which it is known.
+    duplicate_of: the id of the earlier source with the same bytes.
+    provenance: licence, uploader, title, page and time of the download, as far as known.
+    """
 
     id: str
     sha256: str
@@ -85,6 +98,8 @@ class SourceRecord:
     info: dict[str, Any] = field(default_factory=dict)
     scores: Scores = field(default_factory=dict)
     clips: tuple[ClipRecord, ...] = ()
+    duplicate_of: str | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

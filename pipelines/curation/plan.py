@@ -117,7 +117,7 @@ def make_plan(
             if progress:
                 progress(done)
     sources = tuple(by_id[source_id] for source_id in sorted(by_id))
-    size = config.output.sources_per_shard
+    size = config.output.sources_per_shard or 8
     shards = tuple(
         PlannedShard(
             name=schema.shard_name(number),
