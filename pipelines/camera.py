@@ -12,9 +12,12 @@ T frames, P people, M points
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
+
+from pipelines.schema import Scores
 
 WORK_SIDE = 480
 SPAN_SECONDS = 0.5
@@ -27,6 +30,73 @@ MIN_INLIERS = 0.4
 FORTH_AND_BACK = 1.0  # pixels of the work size
 REPROJECTION = 2.0
 BOX_MARGIN = 0.08
+
+
+class CameraError(ValueError):
+    """A camera backend that cannot be opened; the message says how to mend it."""
+
+
+class CameraBackend(Protocol):
+    """What follows the points of the background.
+
+    needs_models: whether it runs a network, so belongs to the process that holds the models.
+    """
+
+    name: str
+    licence: str
+    reason: str
+    needs_models: bool
+
+    def describe(self) -> dict[str, Any]:
+        """Name, licence and settings, for the records."""
+        ...
+
+
+class FlowBackend:
+    """Lucas-Kanade optical flow of corners between frames a fixed time apart; OpenCV alone."""
+
+    name = "flow"
+    licence = "Apache-2.0"
+    needs_models = False
+
+    def __init__(self, reason: str = "asked for"):
+        self.reason = reason
+
+    def describe(self) -> dict[str, Any]:
+        """Name, licence and settings, for the records."""
+        return {"name": "optical flow and robust homography", "licence": self.licence}
+
+
+def open_camera_backend(choice: str = "auto") -> CameraBackend:
+    """The backend for `auto`, `flow` or `cotracker`; CameraError for others or a missing one."""
+    if choice == "cotracker":
+        raise CameraError("CoTracker was not found")
+    if choice not in ("auto", "flow"):
+        raise CameraError(f"camera backend {choice!r}; expected auto, flow or cotracker")
+    return FlowBackend("the only one present" if choice == "auto" else "asked for")
+
+
+def measure_camera(
+    frames: Sequence[np.ndarray],
+    fps: float,
+    person_boxes: np.ndarray | None,
+    backend: CameraBackend,
+) -> Scores:
+    """Every score of the camera over uint8 RGB frames (H, W, 3) of one shot at `fps`."""
+    motion = camera_motion(frames, fps, person_boxes)
+    return {
+        "camera_percent_per_second": motion.percent_per_second,
+        "camera_residual_percent": motion.residual_percent,
+        "camera_tracks": motion.num_tracks,
+        "camera_tracked_share": motion.tracked_share,
+        "camera_pan_percent_per_second": motion.percent_per_second,
+        "camera_zoom_percent_per_second": 0.0,
+        "camera_roll_degrees_per_second": 0.0,
+        "camera_shake_percent": 0.0,
+        "camera_background_variance": 0.0,
+        "camera_kind": "unknown",
+        "camera_backend": backend.name,
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
