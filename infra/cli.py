@@ -8,7 +8,18 @@ import sys
 import typer
 
 from infra.console import report_error
-from infra.verbs import align, bench, create, data, evaluate, machine, models, train, weights
+from infra.verbs import (
+    align,
+    bench,
+    create,
+    data,
+    evaluate,
+    machine,
+    models,
+    submit,
+    train,
+    weights,
+)
 
 app = typer.Typer(
     name="animator",
@@ -30,6 +41,7 @@ create.register(app)
 evaluate.register(app)
 weights.register(app)
 bench.register(app)
+submit.register(app)
 
 
 def main(arguments: list[str] | None = None) -> None:

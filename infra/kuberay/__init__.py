@@ -1,0 +1,1 @@
+"""Templates for Ray clusters on Kubernetes."""
