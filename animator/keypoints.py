@@ -9,14 +9,19 @@ happens in isotropic coordinates: the origin is the frame's centre, the unit is 
 points down.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from animator.similarity import Similarity
+# Whoever only reads keypoints, such as the processes that decode videos, has no need of torch.
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from animator.similarity import Similarity
 
 KEYPOINT_NAMES = (
     "nose",
@@ -81,25 +86,25 @@ LEFT_RIGHT = [
 ]
 VISIBLE = 0.3  # DWPose's threshold: a joint scored below it is missing
 
-Array = TypeVar("Array", np.ndarray, Tensor)
+Array = TypeVar("Array", np.ndarray, "Tensor")
 
 
 def to_isotropic(keypoints: Array, width: float, height: float) -> Array:
     """`(..., 2)` in 0..1 of a frame to isotropic coordinates."""
     longer = max(width, height)
     scale = [width / longer, height / longer]
-    if isinstance(keypoints, Tensor):
-        return (keypoints - 0.5) * keypoints.new_tensor(scale)
-    return (keypoints - 0.5) * np.asarray(scale, keypoints.dtype)
+    if isinstance(keypoints, np.ndarray):
+        return (keypoints - 0.5) * np.asarray(scale, keypoints.dtype)
+    return (keypoints - 0.5) * keypoints.new_tensor(scale)
 
 
 def from_isotropic(points: Array, width: float, height: float) -> Array:
     """Isotropic coordinates `(..., 2)` to 0..1 of a frame."""
     longer = max(width, height)
     scale = [longer / width, longer / height]
-    if isinstance(points, Tensor):
-        return points * points.new_tensor(scale) + 0.5
-    return points * np.asarray(scale, points.dtype) + 0.5
+    if isinstance(points, np.ndarray):
+        return points * np.asarray(scale, points.dtype) + 0.5
+    return points * points.new_tensor(scale) + 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +125,10 @@ class SimilarityRange:
 
 def misalignment(uniform: Tensor, limits: SimilarityRange) -> Similarity:
     """The misalignments that four numbers of 0..1 each, `(B, 4)`, stand for."""
+    import torch
+
+    from animator.similarity import Similarity
+
     uniform = uniform * 2 - 1
     angle = torch.deg2rad(uniform[:, 1] * limits.rotation)
     return Similarity(
@@ -134,4 +143,6 @@ def random_similarity(
     generator: torch.Generator, batch: int, limits: SimilarityRange
 ) -> Similarity:
     """Misalignments drawn from the given ranges; fields of shape `(B,)` and `(B, 2)`."""
+    import torch
+
     return misalignment(torch.rand(batch, 4, generator=generator), limits)

@@ -24,7 +24,13 @@ from pipelines.container import (
     video_stream,
 )
 from pipelines.video_encode import EncodeResult, encode
-from pipelines.video_source import MAX_FPS, Source, header_seconds, open_source, to_rgb
+from pipelines.video_source import (
+    MAX_FPS,
+    RgbConverter,
+    Source,
+    header_seconds,
+    open_source,
+)
 
 __all__ = [
     "DecodeStats",
@@ -126,13 +132,13 @@ def iter_frames(
     _check_span(start, end, fps, size, max_side)
     with open_media(path, limits) as container:
         source, first = open_source(container, path, limits, stats or DecodeStats())
-        target = size or _fit(source.size, max_side)
+        to_rgb = RgbConverter(source, size or fit(source.size, max_side))
         rate = float(fps or source.fps)
-        with closing(_shown(source, first, start, end, rate)) as shown:
+        with closing(shown_frames(source, first, start, end, rate)) as shown:
             last_frame, last_image = None, None
             for frame in shown:
                 if frame is not last_frame or last_image is None:
-                    last_frame, last_image = frame, to_rgb(frame, source, target)
+                    last_frame, last_image = frame, to_rgb(frame)
                 yield last_image.copy()
 
 
@@ -169,12 +175,13 @@ def _check_span(start, end, fps, size, max_side) -> None:
         raise VideoError(f"size {size or max_side}: expected sides of 1 pixel or more")
 
 
-def _fit(size: tuple[int, int], max_side: int | None) -> tuple[int, int]:
+def fit(size: tuple[int, int], max_side: int | None) -> tuple[int, int]:
+    """(height, width) shrunk so that the longer side is at most `max_side`."""
     scale = 1.0 if max_side is None else min(1.0, max_side / max(size))
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def _shown(
+def shown_frames(
     source: Source,
     first: tuple[float, VideoFrame],
     start: float,

@@ -14,7 +14,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from pipelines.container import DecodeStats, VideoError, VideoLimits, check_pixels, video_stream
@@ -175,28 +175,44 @@ def _upright_size(frame: VideoFrame, aspect: float, turns: int) -> tuple[int, in
     return (width, height) if turns % 2 else (height, width)
 
 
-def to_rgb(frame: VideoFrame, source: Source, size: tuple[int, int]) -> np.ndarray:
-    """Upright RGB of (height, width): colour matrix, range and size in one pass, then the turn."""
-    height, width = size if source.turns % 2 == 0 else size[::-1]
-    smaller = width < frame.width
-    quality = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-    hdr = int(frame.color_trc) in TRANSFERS
-    converted = frame.reformat(
-        width=width,
-        height=height,
-        format="rgb48le" if hdr else "rgb24",
-        src_colorspace=_matrix(frame),
-        src_color_range=_range(frame),
-        dst_color_range=ColorRange.JPEG,
-        interpolation=(Interpolation.AREA if smaller else Interpolation.BICUBIC) | quality,
-        threads=1,
-    )
-    image = converted.to_ndarray()
-    if hdr:
-        image = to_sdr(image, int(frame.color_trc))
-    if source.mirrored:
-        image = image[:, ::-1]
-    return np.ascontiguousarray(np.rot90(image, source.turns))
+class RgbConverter:
+    """Frames of one source as upright RGB of (height, width); the tables are made once.
+
+    Args:
+        exact: rounded as precisely as the scaler can, for pictures that are looked at or stored;
+            without it half as dear and a grey level off here and there, for those only measured.
+    """
+
+    def __init__(self, source: Source, size: tuple[int, int], *, exact: bool = True) -> None:
+        self.source = source
+        self.size = size if source.turns % 2 == 0 else size[::-1]
+        self.exact = exact
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame: VideoFrame) -> np.ndarray:
+        """(H, W, 3) uint8: colour matrix, range and size in one pass, then the turn."""
+        height, width = self.size
+        quality = Interpolation.AREA if width < frame.width else Interpolation.BICUBIC
+        if self.exact:
+            quality |= Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+        hdr = int(frame.color_trc) in TRANSFERS
+        converted = self._reformatter.reformat(
+            frame,
+            width=width,
+            height=height,
+            format="rgb48le" if hdr else "rgb24",
+            src_colorspace=_matrix(frame),
+            src_color_range=_range(frame),
+            dst_color_range=ColorRange.JPEG,
+            interpolation=quality,
+            threads=1,
+        )
+        image = converted.to_ndarray()
+        if hdr:
+            image = to_sdr(image, int(frame.color_trc))
+        if self.source.mirrored:
+            image = image[:, ::-1]
+        return np.ascontiguousarray(np.rot90(image, self.source.turns))
 
 
 def _matrix(frame: VideoFrame) -> Colorspace:
