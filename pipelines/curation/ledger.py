@@ -6,20 +6,24 @@ import os
 import shutil
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from pipelines import shards
+from pipelines import schema
+from pipelines.curation import commits
+from pipelines.curation.commits import Commit
 from pipelines.curation.plan import Plan, PlannedShard
-from pipelines.schema import ShardRecord
+from pipelines.shards import sha256_file
 
 WORK_FOLDER = ".work"
 THUMBS_FOLDER = "thumbs"
 _LOCK_FILE = ".lock"
 # A process that dies on a source is started again; after this many deaths the source is given up.
 MAX_DEATHS = 2
+_READERS = 8
 
 
 class FolderInUseError(ValueError):
@@ -28,12 +32,41 @@ class FolderInUseError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """A source is done: its verdict, and how many clips it gave."""
+    """A source is done: its verdict, and how many clips it gave.
+
+    kind: of a failure (`permanent`, `transient`, `timeout`, …); None where it did not fail.
+    seconds: of wall time in each stage.
+    """
 
     source: str
     verdict: str
     reasons: tuple[str, ...]
     clips: int
+    kind: str | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoneShards:
+    """What of a plan is committed and whole.
+
+    names: of the shards that are done.
+    stale: of those whose sources are the plan's but whose settings were others; what they hold
+        may be taken over.
+    failed, not_stored: of those done with a source that failed, or a clip that was never stored.
+    totals: over the shards that are done: sources `kept`, `rejected` and `failed`, `clips` kept,
+        `bytes` of their tars.
+    """
+
+    names: frozenset[str] = frozenset()
+    stale: frozenset[str] = frozenset()
+    failed: tuple[str, ...] = ()
+    not_stored: tuple[str, ...] = ()
+    totals: Mapping[str, int] = field(default_factory=dict)
+
+    def todo(self, plan: Plan) -> list[PlannedShard]:
+        """The shards that are not done, in order."""
+        return [shard for shard in plan.shards() if shard.name not in self.names]
 
 
 @contextmanager
@@ -62,27 +95,122 @@ def folder_lock(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def done_shards(folder: Path, plan: Plan) -> dict[str, ShardRecord]:
-    """The shards of the plan that are committed and whole; anything else is not done."""
-    done = {}
-    for shard in plan.shards:
-        record = shards.committed(folder, shard.name)
-        if record is None or record.config_hash != plan.config_hash:
-            continue
-        if tuple(source.id for source in record.sources) == shard.sources:
-            done[shard.name] = record
+def scan_done(folder: Path, plan: Plan) -> DoneShards:
+    """Look which shards of the plan are done.
+
+    A shard is done when its record parses, its settings and sources are the plan's, and its tar has
+    the recorded size and is not newer than the record (else its SHA-256 decides). What records say
+    is kept in a cache (`pipelines.curation.commits`), so that they need not be read each time.
+    """
+    records, tars = _shard_files(folder, plan)
+    cached, is_clean = commits.read_cache(folder)
+    fresh = {
+        name: commit
+        for name, commit in cached.items()
+        if name in records and commit.is_of(records[name])
+    }
+    unread = sorted(records.keys() - fresh.keys())
+    # Threads hide the latency of a shared file system.
+    with ThreadPoolExecutor(max_workers=_READERS) as pool:
+        for commit in pool.map(lambda name: commits.read_commit(folder, name), unread):
+            if commit is not None:
+                fresh[commit.name] = commit
+        candidates = [fresh[name] for name in sorted(fresh) if _is_planned(fresh[name], plan)]
+        checked = list(
+            pool.map(lambda commit: _check_tar(folder, commit, tars.get(commit.name)), candidates)
+        )
+    whole = [commit for commit in checked if commit is not None]
+    fresh.update({commit.name: commit for commit in whole})
+    if not is_clean or fresh != cached:
+        # A folder that only its owner may write in can still be looked at.
+        with suppress(OSError):
+            commits.write_cache(folder, fresh.values())
+    return _summary(whole, plan)
+
+
+def clean_up(folder: Path, plan: Plan, done: DoneShards) -> DoneShards:
+    """Remove what dead attempts left: work folders, tars without a record, damaged shards.
+
+    Repacked shards that were complete when their run died are put in their places first.
+
+    Returns:
+        what is done afterwards: `done`, or more where shards were put in place.
+    """
+    from pipelines.curation.repack import roll_forward
+
+    if roll_forward(folder):
+        done = scan_done(folder, plan)
+    shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
+    kept = done.names | done.stale
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name, _, suffix = entry.name.rpartition(".")
+            is_temporary = name.startswith(".") and suffix == "tmp"
+            is_shard = suffix in ("tar", "json") and _index(name, plan) is not None
+            if is_temporary or (is_shard and name not in kept):
+                Path(entry.path).unlink(missing_ok=True)
     return done
 
 
-def clean_up(folder: Path, plan: Plan, done: dict[str, ShardRecord]) -> None:
-    """Remove what dead attempts left: work folders, tars without a record, damaged shards."""
-    shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
-    for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
-    for shard in plan.shards:
-        if shard.name not in done:
-            (folder / f"{shard.name}.json").unlink(missing_ok=True)
-            (folder / f"{shard.name}.tar").unlink(missing_ok=True)
+def _shard_files(
+    folder: Path, plan: Plan
+) -> tuple[dict[str, os.stat_result], dict[str, os.stat_result]]:
+    """The records and the tars of the plan's shards that are there, by the shard's name."""
+    found: dict[str, dict[str, os.stat_result]] = {"json": {}, "tar": {}}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name, _, suffix = entry.name.rpartition(".")
+            if suffix in found and _index(name, plan) is not None:
+                # A file that is taken away meanwhile is not there.
+                with suppress(OSError):
+                    found[suffix][name] = entry.stat()
+    return found["json"], found["tar"]
+
+
+def _index(name: str, plan: Plan) -> int | None:
+    """The number of a shard of the plan; None for any other name."""
+    try:
+        index = schema.shard_index(name)
+    except schema.ShardError:
+        return None
+    return index if index < plan.num_shards and schema.shard_name(index) == name else None
+
+
+def _is_planned(commit: Commit, plan: Plan) -> bool:
+    index = _index(commit.name, plan)
+    return index is not None and commit.rows == commits.hash_rows(plan.shard_ids(index))
+
+
+def _check_tar(folder: Path, commit: Commit, tar: os.stat_result | None) -> Commit | None:
+    """The commit, if the tar is the one it is of."""
+    if tar is None or tar.st_size != commit.tar_bytes:
+        return None
+    if tar.st_mtime_ns <= commit.json_mtime_ns or tar.st_mtime_ns == commit.tar_checked_ns:
+        return commit
+    try:
+        if sha256_file(folder / f"{commit.name}.tar") != commit.tar_sha256:
+            return None
+    except OSError:
+        return None
+    return replace(commit, tar_checked_ns=tar.st_mtime_ns)
+
+
+def _summary(whole: list[Commit], plan: Plan) -> DoneShards:
+    done = [commit for commit in whole if commit.config_hash == plan.config_hash]
+    names = frozenset(commit.name for commit in done)
+    return DoneShards(
+        names=names,
+        stale=frozenset(commit.name for commit in whole) - names,
+        failed=tuple(commit.name for commit in done if commit.failed),
+        not_stored=tuple(commit.name for commit in done if commit.not_stored),
+        totals={
+            "kept": sum(commit.kept for commit in done),
+            "rejected": sum(commit.rejected for commit in done),
+            "failed": sum(commit.failed for commit in done),
+            "clips": sum(commit.clips for commit in done),
+            "bytes": sum(commit.tar_bytes for commit in done),
+        },
+    )
 
 
 class RunJournal:
@@ -94,7 +222,9 @@ class RunJournal:
 
     def __init__(self, folder: Path, run: str) -> None:
         self.root = folder / WORK_FOLDER / run
-        self._read: dict[Path, int] = {}
+        self._read: dict[str, int] = {}
+        # Process numbers come again; a line cut off by a death must stay the last of its file.
+        self._name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
     @classmethod
     def create(cls, folder: Path) -> tuple["RunJournal", str]:
@@ -125,8 +255,8 @@ class RunJournal:
 
     def end(self, event: Event, *, given_up: bool = False) -> None:
         """Note that a source is done, and tell the driver; one given up stays so in this run."""
-        line = json.dumps([event.source, event.verdict, event.reasons, event.clips])
-        with (self.root / "events" / f"{socket.gethostname()}-{os.getpid()}").open("a") as stream:
+        line = json.dumps(asdict(event), separators=(",", ":"))
+        with (self.root / "events" / self._name).open("a") as stream:
             stream.write(line + "\n")
         if not given_up:
             (self.root / "started" / event.source).unlink(missing_ok=True)
@@ -134,18 +264,22 @@ class RunJournal:
     def new_events(self) -> list[Event]:
         """What workers have noted since the last call; a repeated shard repeats its sources."""
         events = []
-        for path in sorted((self.root / "events").glob("*")):
-            with path.open("rb") as stream:
+        with os.scandir(self.root / "events") as entries:
+            grown = [
+                entry.path
+                for entry in entries
+                if entry.stat().st_size > self._read.get(entry.path, 0)
+            ]
+        for path in sorted(grown):
+            with open(path, "rb") as stream:
                 stream.seek(self._read.get(path, 0))
                 data = stream.read()
             # A line without its end is still being written.
             complete = data[: data.rfind(b"\n") + 1]
             self._read[path] = self._read.get(path, 0) + len(complete)
             for line in complete.splitlines():
-                source, verdict, reasons, clips = json.loads(line)
-                events.append(
-                    Event(source=source, verdict=verdict, reasons=tuple(reasons), clips=clips)
-                )
+                entry = json.loads(line)
+                events.append(Event(**entry | {"reasons": tuple(entry["reasons"])}))
         return events
 
     def close(self) -> None:

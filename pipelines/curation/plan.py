@@ -1,28 +1,45 @@
-"""What a run will do, fixed before it starts: sources by content, shards as lists of sources.
+"""What a run will do, fixed before it starts: sorted sources, divided into shards by their number.
 
-`plan.json` in the output folder holds the configuration, the sources and the shards. A second run
-into the folder must have the same plan; it then does what is left of it.
+`plan.json` in the output folder holds the settings and a hash of the sources; `plan.arrow` holds
+the sources, one row each, and is mapped into memory rather than read. A second run into the folder
+must have the same plan; it then does what is left of it.
 """
 
-import glob
+# pyright: reportAttributeAccessIssue=false
+# (the functions of pyarrow.compute are made when it is imported)
+
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from pipelines import schema
-from pipelines.curation.config import CurationConfig
+from pipelines.curation.config import CurationConfig, is_threshold, outcome
 from pipelines.overrides import config_hash, differences, from_dict, to_dict
-from pipelines.shards import sha256_file, write_atomic
+from pipelines.shards import write_atomic
 
 PLAN_FILE = "plan.json"
-VIDEO_SUFFIXES = frozenset(
-    ".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()
-)
+TABLE_FILE = "plan.arrow"
+PLAN_FORMAT = 2
 POSE_SUFFIXES = (".pose.npz", ".dwpose.npz")
+SOURCES_PER_SHARD = 8
+# More shards than this make the folder slow to list, above all on a shared file system.
+MAX_SHARDS = 32_000
+SOURCE_COLUMNS = ("uri", "licence", "uploader", "title", "sha256")
+SOURCE_SCHEMA = pa.schema(
+    # Offsets of 64 bits: five million long addresses pass 2 GiB.
+    [pa.field(name, pa.large_string(), nullable=name != "uri") for name in SOURCE_COLUMNS]
+)
+_CHUNK_ROWS = 1 << 16
 _MAX_LISTED = 12
+_MAX_EXAMPLES = 3
+_ROW_END = pa.scalar("\n", pa.large_string())
+_FIELD_END = pa.scalar("\x1f", pa.large_string())
 
 
 class PlanError(ValueError):
@@ -31,146 +48,211 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedSource:
-    """One video by its content; the same bytes under several names are one source.
+    """One row of the plan: a video by its name, and what is known of it beforehand.
 
-    `pose_sha256` is of the keypoint file beside it, if any. `error` says why it cannot be read.
+    id: 16 hex digits of the SHA-256 of the URI; expected_sha256: of the bytes, where a manifest
+    gives it.
     """
 
     id: str
-    sha256: str
-    bytes: int
-    uris: tuple[str, ...]
-    pose_sha256: str | None = None
-    error: str | None = None
+    uri: str
+    licence: str | None = None
+    uploader: str | None = None
+    title: str | None = None
+    expected_sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedShard:
-    """A shard's name and the ids of its sources, in order."""
+    """A shard's name and its number, from which its sources follow."""
 
     name: str
-    sources: tuple[str, ...]
+    index: int
+
+
+class PlanTable:
+    """The sources of a plan, one row each; only the rows that are asked for are read.
+
+    One that lies in a file travels to other processes as the file's name.
+    """
+
+    def __init__(self, table: pa.Table | None = None, path: Path | None = None) -> None:
+        if table is None and path is None:
+            raise TypeError("expected a table or the path of one")
+        self.path = path
+        self._table = table
+
+    @property
+    def arrow(self) -> pa.Table:
+        """All rows, with the columns of SOURCE_SCHEMA; mapped into memory where they are a file."""
+        if self._table is None:
+            self._table = pa.ipc.open_file(pa.memory_map(str(self.path))).read_all()
+        return self._table
+
+    def rows(self, start: int, stop: int) -> list[PlannedSource]:
+        """The sources of rows `start` to `stop`, in order."""
+        return [
+            PlannedSource(
+                id=source_id(row["uri"]),
+                uri=row["uri"],
+                licence=row["licence"],
+                uploader=row["uploader"],
+                title=row["title"],
+                expected_sha256=row["sha256"],
+            )
+            for row in self.arrow.slice(start, stop - start).to_pylist()
+        ]
+
+    def ids(self, start: int, stop: int) -> list[str]:
+        """The ids of rows `start` to `stop`, in order."""
+        return [source_id(uri) for uri in self.arrow["uri"].slice(start, stop - start).to_pylist()]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "_table": self._table if self.path is None else None}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A whole run, before it starts."""
+    """A whole run, before it starts. Two plans are equal when settings and sources are."""
 
     config: CurationConfig
     config_hash: str
-    sources: tuple[PlannedSource, ...]
-    shards: tuple[PlannedShard, ...]
+    num_sources: int
+    sources_per_shard: int
+    table_sha256: str
     models: dict[str, str] = field(default_factory=dict)
-    format: int = schema.FORMAT
+    format: int = PLAN_FORMAT
+    table: PlanTable = field(compare=False, repr=False)
 
-    def shard_sources(self, shard: PlannedShard) -> list[PlannedSource]:
+    @property
+    def num_shards(self) -> int:
+        """How many shards there are; the last may have fewer sources than the others."""
+        return -(-self.num_sources // self.sources_per_shard)
+
+    def shard(self, index: int) -> PlannedShard:
+        """The shard of that number. Raises IndexError where the plan has none."""
+        if not 0 <= index < self.num_shards:
+            raise IndexError(f"shard {index} is not in a plan of {self.num_shards} shards")
+        return PlannedShard(name=schema.shard_name(index), index=index)
+
+    def shards(self) -> Iterator[PlannedShard]:
+        """Every shard, in order."""
+        return map(self.shard, range(self.num_shards))
+
+    def shard_rows(self, index: int) -> list[PlannedSource]:
         """The sources of a shard, in order."""
-        by_id = {source.id: source for source in self.sources}
-        return [by_id[source_id] for source_id in shard.sources]
+        return self.table.rows(*self._span(index))
+
+    def shard_ids(self, index: int) -> list[str]:
+        """The ids of a shard's sources, in order."""
+        return self.table.ids(*self._span(index))
+
+    def _span(self, index: int) -> tuple[int, int]:
+        start = self.shard(index).index * self.sources_per_shard
+        return start, min(start + self.sources_per_shard, self.num_sources)
 
 
-def find_sources(patterns: Sequence[str | Path]) -> list[str]:
-    """The files that folders, files and globs stand for, sorted, each once.
+def source_id(uri: str) -> str:
+    """The id of a source by its name: 16 hex digits."""
+    return hashlib.sha256(uri.encode()).hexdigest()[:16]
 
-    Folders are searched through and through for files with a video's suffix; a file that is named
-    itself counts whatever its suffix; a `.txt` file is a list of any of these, one a line.
 
-    Raises:
-        PlanError: a pattern matches nothing, or there is nothing at all.
-    """
-    found: set[str] = set()
-    for pattern in map(str, patterns):
-        path = Path(pattern)
-        if path.is_dir():
-            files = _videos_under(path)
-            expected = f"videos ({' '.join(sorted(VIDEO_SUFFIXES))}) in it"
-        elif path.suffix == ".txt" and path.is_file():
-            files, expected = _listed(path), "one file, folder or glob a line"
-        elif path.exists():
-            files, expected = [pattern], ""
-        else:
-            matches = [Path(match) for match in glob.glob(pattern, recursive=True)]
-            files = [str(match) for match in matches if match.is_file()]
-            files += [name for match in matches if match.is_dir() for name in _videos_under(match)]
-            expected = "an existing file, folder or glob such as 'videos/*.mp4'"
-        if not files:
-            raise PlanError(f"got source {pattern!r}, which holds no videos; expected {expected}.")
-        found.update(files)
-    if not found:
-        raise PlanError("got no sources, expected at least one file, folder or glob.")
-    return sorted(found)
+def shard_size(num_sources: int, config: CurationConfig) -> int:
+    """Sources a shard: as set, else 8, and more where that would make very many shards."""
+    return config.output.sources_per_shard or max(SOURCES_PER_SHARD, -(-num_sources // MAX_SHARDS))
 
 
 def make_plan(
-    uris: Iterable[str],
-    config: CurationConfig,
-    models: dict[str, str] | None = None,
-    progress: Callable[[int], Any] | None = None,
+    sources: pa.Table, config: CurationConfig, models: dict[str, str] | None = None
 ) -> Plan:
-    """Hash every file and divide the sources into shards; the same inputs give the same plan."""
-    names = sorted(set(uris))
-    by_id: dict[str, PlannedSource] = {}
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        for done, source in enumerate(pool.map(_read_source, names), 1):
-            known = by_id.get(source.id)
-            by_id[source.id] = source if known is None else _merge(known, source)
-            if progress:
-                progress(done)
-    sources = tuple(by_id[source_id] for source_id in sorted(by_id))
-    size = config.output.sources_per_shard or 8
-    shards = tuple(
-        PlannedShard(
-            name=schema.shard_name(number),
-            sources=tuple(source.id for source in sources[start : start + size]),
-        )
-        for number, start in enumerate(range(0, len(sources), size))
-    )
-    return Plan(
-        config=config,
-        config_hash=config_hash(config),
-        sources=sources,
-        shards=shards,
-        models=models or {},
-    )
-
-
-def save_plan(folder: Path, plan: Plan) -> None:
-    """Write the plan into the folder, or check that the folder's own plan is the same.
+    """Divide the sources that `read_sources` found; the same inputs give the same plan.
 
     Raises:
-        PlanError: the folder holds shards of another plan; the message lists what differs.
+        PlanError: there are no sources.
     """
-    path = folder / PLAN_FILE
-    if path.exists():
-        changes = _changes(load_plan(folder), plan)
+    if sources.num_rows == 0:
+        raise PlanError("got no sources, expected at least one video.")
+    sources = sources.select(SOURCE_COLUMNS).cast(SOURCE_SCHEMA)
+    return Plan(
+        config=config,
+        config_hash=config_hash(outcome(config)),
+        num_sources=sources.num_rows,
+        sources_per_shard=shard_size(sources.num_rows, config),
+        table_sha256=_table_sha256(sources),
+        models=models or {},
+        table=PlanTable(sources),
+    )
+
+
+def save_plan(folder: Path, plan: Plan) -> Plan:
+    """Write the plan into the folder, or check that the folder's own plan is the same.
+
+    Settings that do not decide what comes of a run may differ; the new ones are then kept.
+
+    Returns:
+        the plan with its sources in the folder's file instead of in memory.
+
+    Raises:
+        PlanError: the folder belongs to another plan; the message lists what differs.
+    """
+    if (folder / PLAN_FILE).exists():
+        before = load_plan(folder)
+        changes = _changes(before, plan)
         if changes:
-            listed = "\n  ".join(changes[:_MAX_LISTED])
-            more = (
-                f"\n  and {len(changes) - _MAX_LISTED} more" if len(changes) > _MAX_LISTED else ""
-            )
-            raise PlanError(
-                f"{folder} was begun with other settings or sources:\n  {listed}{more}\n"
-                "Give the same ones to go on with it, or another --out folder."
-            )
-        return
-    if any(folder.glob("shard-*")):
-        raise PlanError(f"{folder} holds shards but no {PLAN_FILE}: give another --out folder.")
-    write_atomic(path, schema.encode_json(plan, digits=17))
+            raise PlanError(_refusal(folder, before, plan, changes))
+        if before.config != plan.config:
+            _write_settings(folder, plan)
+    else:
+        if any(folder.glob("shard-*")):
+            raise PlanError(f"{folder} holds shards but no {PLAN_FILE}: give another --out folder.")
+        _write_table(folder / TABLE_FILE, plan.table.arrow)
+        _write_settings(folder, plan)
+    return replace(plan, table=PlanTable(path=(folder / TABLE_FILE).resolve()))
+
+
+def replace_config(folder: Path, config: CurationConfig) -> Plan:
+    """Give the folder's plan other settings, its sources and shards staying as they are.
+
+    Raises:
+        PlanError: there is no plan, or the settings divide the sources otherwise.
+    """
+    before = load_plan(folder)
+    if shard_size(before.num_sources, config) != before.sources_per_shard:
+        raise PlanError(
+            f"output.sources_per_shard={config.output.sources_per_shard} divides the sources of "
+            f"{folder} otherwise than its {before.sources_per_shard} a shard: leave it as it was."
+        )
+    plan = replace(before, config=config, config_hash=config_hash(outcome(config)))
+    _write_settings(folder, plan)
+    return plan
 
 
 def load_plan(folder: Path) -> Plan:
     """The plan of a folder. Raises PlanError where there is none or it is damaged."""
     path = folder / PLAN_FILE
     try:
-        return from_dict(Plan, schema.decode_json(path.read_bytes(), str(path)))
+        data = schema.decode_json(path.read_bytes(), str(path))
     except OSError:
         raise PlanError(f"{folder} holds no {PLAN_FILE}: it is no folder of a run.") from None
     except ValueError as error:
         raise PlanError(f"{path} cannot be read: {error}") from None
+    if data.get("format") != PLAN_FORMAT:
+        raise PlanError(
+            f"{path} has format {data.get('format')!r}, expected {PLAN_FORMAT}: another version "
+            "began it. Go on with that version, or curate into another --out folder."
+        )
+    try:
+        table = PlanTable(path=(folder / TABLE_FILE).resolve())
+        plan = Plan(**_settings_from(data), table=table)
+        if table.arrow.num_rows != plan.num_sources or table.arrow.schema != SOURCE_SCHEMA:
+            raise ValueError(f"it holds {table.arrow.num_rows} rows, not {plan.num_sources}")
+        return plan
+    except (OSError, ValueError, TypeError) as error:
+        raise PlanError(f"the plan in {folder} is damaged ({TABLE_FILE}): {error}") from None
 
 
 def pose_file(uri: str) -> Path | None:
-    """The keypoint file beside a video, if there is one."""
+    """The keypoint file beside a local video, if there is one."""
     stem = Path(uri).with_suffix("")
     for suffix in POSE_SUFFIXES:
         path = stem.with_name(stem.name + suffix)
@@ -179,69 +261,112 @@ def pose_file(uri: str) -> Path | None:
     return None
 
 
-def _read_source(uri: str) -> PlannedSource:
-    path = Path(uri)
-    try:
-        if not path.is_file():
-            raise OSError(0, "not a regular file")
-        sha256, size = sha256_file(path), path.stat().st_size
-        keypoints = pose_file(uri)
-        pose_sha256 = sha256_file(keypoints) if keypoints else None
-    except OSError as error:
-        # Its content is unknown, so its name has to stand for it.
-        name_hash = hashlib.sha256(f"unreadable:{uri}".encode()).hexdigest()
-        return PlannedSource(
-            id=name_hash[:16],
-            sha256="",
-            bytes=0,
-            uris=(uri,),
-            error=f"cannot be read: {error.strerror or error}",
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """What `plan.json` holds."""
+
+    config: CurationConfig
+    config_hash: str
+    num_sources: int
+    sources_per_shard: int
+    table_sha256: str
+    models: dict[str, str]
+    format: int
+
+    def __post_init__(self) -> None:
+        if self.num_sources < 1 or self.sources_per_shard < 1:
+            raise ValueError("expected at least one source, and one a shard")
+
+
+def _settings_from(data: dict[str, Any]) -> dict[str, Any]:
+    settings = from_dict(_Settings, data)
+    return {name: getattr(settings, name) for name in _Settings.__dataclass_fields__}
+
+
+def _write_settings(folder: Path, plan: Plan) -> None:
+    data = {name: to_dict(getattr(plan, name)) for name in _Settings.__dataclass_fields__}
+    write_atomic(folder / PLAN_FILE, schema.encode_json(data, digits=17))
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as stream:
+        with pa.ipc.new_file(stream, SOURCE_SCHEMA) as writer:
+            writer.write_table(table, max_chunksize=_CHUNK_ROWS)
+        stream.flush()
+        os.fsync(stream.fileno())
+    # `plan.json` is written next, with a flush of the folder: it is the commit of both.
+    os.replace(temporary, path)
+
+
+def _table_sha256(table: pa.Table) -> str:
+    """SHA-256 (hex) of what the rows say, whatever their layout in memory."""
+    digest = hashlib.sha256()
+    for batch in table.to_batches(max_chunksize=_CHUNK_ROWS):
+        # No field holds a control character, so these four keep rows and fields apart.
+        lines = pc.binary_join_element_wise(
+            *batch.columns, _ROW_END, _FIELD_END, null_handling="replace", null_replacement="\x00"
         )
-    return PlannedSource(
-        id=sha256[:16], sha256=sha256, bytes=size, uris=(uri,), pose_sha256=pose_sha256
+        num_bytes = pc.sum(pc.binary_length(lines)).as_py()
+        digest.update(memoryview(lines.buffers()[2])[:num_bytes])
+    return digest.hexdigest()
+
+
+def _refusal(folder: Path, before: Plan, after: Plan, changes: list[str]) -> str:
+    listed = "\n  ".join(changes[:_MAX_LISTED])
+    more = f"\n  and {len(changes) - _MAX_LISTED} more" if len(changes) > _MAX_LISTED else ""
+    changed = _setting_changes(before, after)
+    revise = ""
+    if len(changed) == len(changes) and all(
+        is_threshold(line.partition(":")[0]) for line in changed
+    ):
+        revise = f" Thresholds of a run can be changed with `animator curate revise {folder}`."
+    return (
+        f"{folder} was begun with other settings or sources:\n  {listed}{more}\n"
+        f"Give the same ones to go on with it, or another --out folder.{revise}"
     )
 
 
-def _merge(one: PlannedSource, other: PlannedSource) -> PlannedSource:
-    """Two names of one content; a name with keypoints beside it comes first."""
-    if one.sha256 != other.sha256:
-        raise PlanError(f"{one.uris[0]} and {other.uris[0]} share the id {one.id}: remove one.")
-    pairs = [(uri, source.pose_sha256) for source in (one, other) for uri in source.uris]
-    pairs.sort(key=lambda pair: (pose_file(pair[0]) is None, pair[0]))
-    return PlannedSource(
-        id=one.id,
-        sha256=one.sha256,
-        bytes=one.bytes,
-        uris=tuple(uri for uri, _ in pairs),
-        pose_sha256=pairs[0][1],
-    )
-
-
-def _listed(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    entries = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    return find_sources([entry for entry in entries if not entry.endswith(".txt")])
-
-
-def _videos_under(folder: Path) -> list[str]:
-    return [
-        str(path)
-        for path in folder.rglob("*")
-        if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
-    ]
+def _setting_changes(before: Plan, after: Plan) -> list[str]:
+    return differences(outcome(before.config), outcome(after.config))
 
 
 def _changes(before: Plan, after: Plan) -> list[str]:
-    lines = differences(to_dict(before.config), to_dict(after.config))
+    lines = _setting_changes(before, after)
     lines += differences(before.models, after.models, "models")
-    old = {source.id: source for source in before.sources}
-    new = {source.id: source for source in after.sources}
-    lines += [
-        f"source no longer there: {old[key].uris[0]}" for key in sorted(old.keys() - new.keys())
-    ]
-    lines += [f"source that is new: {new[key].uris[0]}" for key in sorted(new.keys() - old.keys())]
-    for key in sorted(old.keys() & new.keys()):
-        lines += differences(to_dict(old[key]), to_dict(new[key]), f"source {key}")
-    if not lines and before != after:
-        lines.append("the division into shards (the plan is of another version)")
+    if before.table_sha256 != after.table_sha256:
+        lines += _source_changes(before.table.arrow, after.table.arrow)
+    if not lines and before.sources_per_shard != after.sources_per_shard:
+        lines.append(
+            f"sources a shard: {before.sources_per_shard} → {after.sources_per_shard} "
+            "(the plan is of another version)"
+        )
     return lines
+
+
+def _source_changes(before: pa.Table, after: pa.Table) -> list[str]:
+    """Which sources are gone, new, or described otherwise: counts and a few of each."""
+    kept = pc.is_in(before["uri"], value_set=_values(after["uri"]))
+    found = pc.is_in(after["uri"], value_set=_values(before["uri"]))
+    lines = _examples("no longer there", before["uri"].filter(pc.invert(kept)))
+    lines += _examples("new", after["uri"].filter(pc.invert(found)))
+    # Both are sorted by a unique name, so what they share lies in the same order.
+    before, after = before.filter(kept), after.filter(found)
+    for name in SOURCE_COLUMNS[1:]:
+        other = pc.not_equal(pc.fill_null(before[name], "\x00"), pc.fill_null(after[name], "\x00"))
+        lines += _examples(f"with another {name}", before["uri"].filter(other))
+    return lines or ["the order of the sources (the plan is damaged)"]
+
+
+def _values(column: pa.ChunkedArray) -> pa.Array:
+    array = column.combine_chunks()
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+
+
+def _examples(what: str, uris: pa.ChunkedArray) -> list[str]:
+    if len(uris) == 0:
+        return []
+    shown = ", ".join(uris.slice(0, _MAX_EXAMPLES).to_pylist())
+    more = ", …" if len(uris) > _MAX_EXAMPLES else ""
+    count = "source" if len(uris) == 1 else "sources"
+    return [f"{len(uris)} {count} {what}: {shown}{more}"]
