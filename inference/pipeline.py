@@ -15,6 +15,7 @@ from animator import edm
 from animator.alignment import AlignmentBlock
 from animator.alignment_weights import AUTO, open_alignment
 from animator.model import Animator
+from animator.precision import weights_dtype
 from animator.weights import read_config
 from inference.clip_alignment import AlignmentSettings
 from inference.conditioning import ReferenceEncoder, pose_images, to_frames, to_tensor
@@ -27,7 +28,6 @@ from pipelines.faces import Face
 from pipelines.framing import Framing, fit
 from pipelines.overrides import from_dict
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 POSE_CHUNK = 16  # frames that PoseNet takes at a time
 OnStep = Callable[[int, int], None]  # (steps done, steps in all); may raise to stop
 
@@ -271,22 +271,6 @@ class AnimationPipeline:
                 "safest) or the model's own sampler settings."
             )
         return to_frames(self.encoder.codec.decode(latents[0]))
-
-
-def weights_dtype(choice: str, device: torch.device) -> torch.dtype:
-    """The type of the weights for a choice on a device.
-
-    Raises:
-        ValueError: for another name.
-    """
-    if choice == "auto":
-        if device.type != "cuda":
-            return torch.float32
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if native else torch.float16
-    if choice not in DTYPES:
-        raise ValueError(f"Got dtype {choice!r}, but expected auto, {', '.join(DTYPES)}.")
-    return DTYPES[choice]
 
 
 def read_settings(about: dict[str, Any]) -> AnimationSettings:
