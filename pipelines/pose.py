@@ -21,6 +21,13 @@ from animator.keypoints import BODY, NUM_KEYPOINTS, VISIBLE
 MAX_PEOPLE = 16
 MIN_OVERLAP = 0.2
 MAX_GAP = 8
+# Somebody fast may leave the box of the last frame, but not by more than its size, and the
+# direction taken holds for a few frames.
+MAX_STEP = 0.8
+MAX_STRIDE = 2
+MAX_GROWTH = 1.5
+SAME_PLACE = 0.4
+EDGE = 0.02
 
 
 class PoseError(ValueError):
@@ -106,39 +113,115 @@ def box_overlap(one: np.ndarray, other: np.ndarray) -> float:
     return shared / total if total > 0 else 0.0
 
 
-def link_people(frames: Sequence[Sequence[Person]], *, backend: str = "") -> PoseTrack:
-    """Tracks from the people of each frame, by greatest box overlap first.
+Row = dict[int, Person]
+"""One person over a clip, by frame."""
 
-    A person may be lost for MAX_GAP frames. Tracks are ordered by visible area times duration, and
-    the first MAX_PEOPLE are kept.
+
+def link_people(frames: Sequence[Sequence[Person]], *, backend: str = "") -> PoseTrack:
+    """Tracks from the people of each frame.
+
+    A person is looked for where the last steps lead, by greatest box overlap first, then nearby,
+    and may be lost for MAX_GAP frames; whoever is found again later at the same place, or comes
+    back over the edge of the frame that he left by, is the same. Tracks are ordered by visible area
+    times duration, and the first MAX_PEOPLE are kept.
     """
-    tracks: list[dict[int, Person]] = []
+    rows: list[Row] = []
     for index, people in enumerate(frames):
-        pairs = []
-        for number, track in enumerate(tracks):
-            last = max(track)
-            if index - last <= MAX_GAP:
-                pairs += [
-                    (box_overlap(track[last].box, person.box), number, who)
-                    for who, person in enumerate(people)
-                ]
-        free, unmatched = set(range(len(tracks))), set(range(len(people)))
-        for overlap, number, who in sorted(pairs, key=lambda pair: (-pair[0], pair[1:])):
-            if overlap >= MIN_OVERLAP and number in free and who in unmatched:
-                tracks[number][index] = people[who]
-                free.discard(number)
-                unmatched.discard(who)
-        tracks += [{index: people[who]} for who in sorted(unmatched)]
-    tracks.sort(key=lambda track: -sum(_area(person.box) for person in track.values()))
-    tracks = tracks[:MAX_PEOPLE]
-    if not tracks:
-        return PoseTrack.empty(len(frames), backend)
-    shape = (len(frames), len(tracks))
-    count = len(next(iter(tracks[0].values())).score)
+        pairs = [
+            (_unlikeness(row, index, person.box), number, who)
+            for number, row in enumerate(rows)
+            for who, person in enumerate(people)
+            if index - max(row) <= MAX_GAP
+        ]
+        taken = _first_come([pair for pair in pairs if pair[0] < np.inf])
+        for number, who in taken.items():
+            rows[number][index] = people[who]
+        rows += [{index: people[who]} for who in range(len(people)) if who not in taken.values()]
+    rows = _rejoin(rows)
+    rows.sort(key=lambda row: -sum(_area(person.box) for person in row.values()))
+    return _stack(rows[:MAX_PEOPLE], len(frames), backend)
+
+
+def _first_come(pairs: Sequence[tuple[float, int, int]]) -> dict[int, int]:
+    """One-to-one pairs (first → second number) out of (cost, first, second), cheapest first."""
+    taken: dict[int, int] = {}
+    for _, one, two in sorted(pairs):
+        if one not in taken and two not in taken.values():
+            taken[one] = two
+    return taken
+
+
+def _unlikeness(row: Row, index: int, box: np.ndarray) -> float:
+    """Cost of taking `box` for the next of a row; infinite where it cannot be."""
+    *earlier, last = sorted(row)[-2:]
+    here, steps = row[last].box, index - last
+    expected = here
+    if earlier and last - earlier[0] <= MAX_STRIDE and steps <= MAX_STRIDE:
+        expected = here + (_centre(here) - _centre(row[earlier[0]].box)) * steps / (
+            last - earlier[0]
+        )
+    overlap = max(box_overlap(expected, box), box_overlap(here, box))
+    if overlap >= MIN_OVERLAP:
+        return 1 - overlap
+    size = (box[2:] - box[:2] + here[2:] - here[:2]) / 2
+    moved = np.abs(_centre(box) - _centre(expected))[:2] / np.maximum(size, 1e-6)
+    near = steps == 1 and moved.max() <= MAX_STEP and _same_height(box, here)
+    return 1 + float(moved.max()) if near else np.inf
+
+
+def _rejoin(rows: Sequence[Row]) -> list[Row]:
+    """Rows where one that begins after another ended continues it, if it looks like it.
+
+    The pause may last no longer than the two were seen: of somebody hardly seen nothing is known.
+    """
+    joined: list[Row] = []
+    for row in sorted(rows, key=min):
+        first = min(row)
+        pairs = [
+            (_return_cost(other, row), number, 0)
+            for number, other in enumerate(joined)
+            if max(other) < first and first - max(other) <= len(row) + len(other)
+        ]
+        pairs = sorted(pair for pair in pairs if pair[0] < np.inf)
+        # Over an edge, whoever is not the only one who left by it is anybody.
+        if pairs and (pairs[0][0] < 1 or len(pairs) == 1):
+            joined[pairs[0][1]].update(row)
+        else:
+            joined.append(dict(row))
+    return joined
+
+
+def _return_cost(left: Row, back: Row) -> float:
+    """Below 1 for the same place, 1 for the same edge of the frame, else infinite."""
+    before, after = left[max(left)].box, back[min(back)].box
+    overlap = box_overlap(before, after)
+    if overlap >= SAME_PLACE:
+        return 1 - overlap
+    edges = [(box[:2] <= EDGE).tolist() + (box[2:] >= 1 - EDGE).tolist() for box in (before, after)]
+    # Feet at the lower edge are no way out.
+    sides = [bool(edges[0][side] and edges[1][side]) for side in (0, 2)]
+    return 1.0 if any(sides) and _same_height(before, after) else np.inf
+
+
+def _centre(box: np.ndarray) -> np.ndarray:
+    """The middle of a box, twice, so that it moves one when added."""
+    return np.tile((box[:2] + box[2:]) / 2, 2)
+
+
+def _same_height(one: np.ndarray, other: np.ndarray) -> bool:
+    heights = sorted((one[3] - one[1], other[3] - other[1]))
+    return bool(heights[1] <= MAX_GROWTH * heights[0])
+
+
+def _stack(rows: Sequence[Row], num_frames: int, backend: str) -> PoseTrack:
+    if not rows:
+        return PoseTrack.empty(num_frames, backend)
+    shape = (num_frames, len(rows))
+    count = len(next(iter(rows[0].values())).score)
     keypoints = np.zeros((*shape, count, 2), np.float32)
     score, boxes = np.zeros((*shape, count), np.float32), np.zeros((*shape, 4), np.float32)
-    for number, track in enumerate(tracks):
-        for index, person in track.items():
+    for number, row in enumerate(rows):
+        for index, person in row.items():
             keypoints[index, number] = person.keypoints
             score[index, number] = person.score
             boxes[index, number] = person.box
