@@ -1,4 +1,4 @@
-"""Shards on disk: deterministic tars, commits that are all or nothing, and their checks.
+"""Shards on disk: commits that are all or nothing, their readers and their checks.
 
 Files are made under a temporary name, checked, flushed to the disk and renamed. A shard exists
 when its JSON does; a tar without one is a leftover of a run that died.
@@ -6,30 +6,53 @@ when its JSON does; a tar without one is a leftover of a run that died.
 
 import hashlib
 import os
-import tarfile
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from array import array
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from pipelines import schema
+import numpy as np
+
+from pipelines import schema, spares
 from pipelines.schema import ShardError, ShardRecord
+from pipelines.spares import SpareRecord
+from pipelines.tars import Slice, index_tar, read_member, write_tar
 from pipelines.video import VideoError, probe
 
-_BLOCK = 512
-_CHUNK = 1 << 20
-_MAX_MEMBERS = 1_000_000
+__all__ = [
+    "VerifyReport",
+    "as_file",
+    "commit",
+    "committed",
+    "index_tar",
+    "iter_records",
+    "read_member",
+    "read_record",
+    "read_records",
+    "record_paths",
+    "sha256_file",
+    "sync_folder",
+    "tar_problem",
+    "verify",
+    "write_atomic",
+    "write_tar",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """What a check of a folder of shards found; empty `problems` means all is well."""
+    """What a check of a folder of shards found; empty `problems` means all is well.
+
+    spare_clips: clips that new thresholds took out, and that are kept in case they come back.
+    """
 
     shards: int = 0
     clips: int = 0
     bytes: int = 0
+    spare_clips: int = 0
     problems: tuple[str, ...] = ()
 
 
@@ -47,81 +70,24 @@ def write_atomic(path: Path, data: bytes) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(temporary, path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def write_tar(path: Path, members: Mapping[str, bytes | Path]) -> dict[str, int]:
-    """Write a USTAR tar whose bytes depend on the members alone; returns each one's size.
-
-    Members are sorted by name; owner, mode and time are fixed. `path` appears when complete.
-
-    Raises:
-        ShardError: a member's name breaks the contract.
-    """
-    sizes = {}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
-        for name in sorted(members):
-            schema.split_member(name)
-            content = members[name]
-            sizes[name] = len(content) if isinstance(content, bytes) else content.stat().st_size
-            header = tarfile.TarInfo(name)
-            header.size, header.mode = sizes[name], 0o644
-            stream.write(header.tobuf(tarfile.USTAR_FORMAT))
-            _copy_content(content, stream)
-            stream.write(b"\0" * (-sizes[name] % _BLOCK))
-        stream.write(b"\0" * (2 * _BLOCK))
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
-    return sizes
-
-
-def index_tar(path: Path) -> dict[str, tuple[int, int]]:
-    """(offset, size) of every member, from the headers alone.
-
-    Reads only what `write_tar` writes: plain files with names of the contract. An own reader of
-    512-byte headers, since the standard library's has had holes with hostile archives.
-
-    Raises:
-        ShardError: links, folders, other formats, wrong checksums, members past the end.
-    """
-    total = path.stat().st_size
-    index: dict[str, tuple[int, int]] = {}
-    with path.open("rb") as stream:
-        offset = 0
-        while True:
-            header = stream.read(_BLOCK)
-            if header == b"\0" * _BLOCK:
-                return index
-            if len(header) != _BLOCK:
-                raise ShardError(f"{path.name} ends in the middle: curate this shard again.")
-            name, size = _parse_header(header, path.name)
-            offset += _BLOCK
-            if name in index or len(index) >= _MAX_MEMBERS:
-                raise ShardError(f"{path.name} holds {name} twice or too many members.")
-            if offset + size > total:
-                raise ShardError(f"{path.name}: {name} runs past the end of the file.")
-            index[name] = (offset, size)
-            offset += size + (-size % _BLOCK)
-            stream.seek(offset)
-
-
-def read_member(path: Path, offset: int, size: int) -> bytes:
-    """The bytes of one member at a place that `index_tar` gave."""
-    with path.open("rb") as stream:
-        stream.seek(offset)
-        data = stream.read(size)
-    if len(data) != size:
-        raise ShardError(f"{path.name} was cut short at byte {offset}: curate this shard again.")
-    return data
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's list of names to the disk, so that renames in it outlive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
-def as_file(data: bytes) -> Iterator[Path]:
+def as_file(data: bytes | Slice) -> Iterator[Path]:
     """A clip's bytes as a short-lived file, for readers that need to seek in one."""
     with tempfile.NamedTemporaryFile(suffix=".mp4") as stream:
-        stream.write(data)
+        for chunk in data.chunks() if isinstance(data, Slice) else (data,):
+            stream.write(chunk)
         stream.flush()
         yield Path(stream.name)
 
@@ -132,110 +98,72 @@ def commit(folder: Path, tar: Path, record: ShardRecord) -> None:
     Raises:
         ShardError: the tar is not the one the record describes.
     """
-    problem = _tar_problem(tar, record, deep=True)
+    problem = tar_problem(tar, record, deep=True)
     if problem:
         raise ShardError(problem)
     os.replace(tar, folder / f"{record.name}.tar")
-    _sync_folder(folder)
+    sync_folder(folder)
     write_atomic(folder / f"{record.name}.json", schema.encode_json(record))
 
 
-def committed(folder: Path, name: str) -> ShardRecord | None:
-    """The record of a shard that is wholly there, by size and SHA-256; None if it is not."""
-    path = folder / f"{name}.json"
-    if not path.is_file():
-        return None
+def committed(folder: Path, name: str, *, deep: bool = False) -> ShardRecord | None:
+    """The record of a shard that is wholly there; None if it is not.
+
+    Args:
+        deep: whether to read the tar through. Else it is believed by its size, unless it is newer
+            than its record, which a commit never leaves behind.
+    """
+    path, tar = folder / f"{name}.json", folder / f"{name}.tar"
     try:
-        record = _read_record(path)
-    except ShardError:
+        record = read_record(path)
+        deep = deep or tar.stat().st_mtime_ns > path.stat().st_mtime_ns
+    except (OSError, ShardError):
         return None
-    return record if _tar_problem(folder / f"{name}.tar", record, deep=True) is None else None
+    if not deep:
+        return record if tar.stat().st_size == record.tar_bytes else None
+    return record if tar_problem(tar, record, deep=True) is None else None
 
 
-def read_records(folder: Path) -> list[ShardRecord]:
-    """Every commit in a folder, in order of the shards' numbers.
+def read_record(path: Path) -> ShardRecord:
+    """The record in a commit's JSON file. Raises ShardError where it is damaged, OSError."""
+    size = path.stat().st_size
+    if size > schema.MAX_JSON_BYTES:
+        raise ShardError(f"{path.name} has {size} bytes, too many for a record: curate again.")
+    record = schema.decode_record(path.read_bytes(), path.name)
+    if record.name != path.stem:
+        raise ShardError(f"{path.name} is the record of {record.name}: it was renamed.")
+    return record
+
+
+def iter_records(folder: Path) -> Iterator[ShardRecord]:
+    """Every commit in a folder, one at a time, in order of the shards' numbers.
 
     Raises:
         ShardError: the folder holds no shards, or a record is damaged.
     """
-    return [_read_record(path) for path in _record_paths(folder)]
+    return map(read_record, record_paths(folder))
 
 
-def verify(folder: Path, progress: Callable[[str], Any] | None = None) -> VerifyReport:
-    """Check every byte and every member of a folder of shards.
+def read_records(folder: Path) -> list[ShardRecord]:
+    """All that `iter_records` gives at once, for folders that fit into memory."""
+    return list(iter_records(folder))
 
-    SHA-256 of each tar, the size and name of each member, that arrays have the contract's shapes,
-    that clips open and decode, and that no clip is missing or in two shards.
+
+def record_paths(folder: Path) -> list[Path]:
+    """The JSON files of the commits in a folder, in order of the shards' numbers.
+
+    Raises:
+        ShardError: the folder holds none.
     """
-    problems: list[str] = []
-    seen: set[str] = set()
-    num_clips = num_bytes = 0
-    paths = _record_paths(folder)
-    for path in paths:
-        try:
-            record = _read_record(path)
-        except ShardError as error:
-            problems.append(str(error))
-            continue
-        num_clips += len(record.kept_clips)
-        num_bytes += record.tar_bytes
-        problems += _shard_problems(folder, record, seen)
-        if progress:
-            progress(record.name)
-    for tar in sorted(folder.glob("shard-*.tar")):
-        if not tar.with_suffix(".json").is_file():
-            problems.append(f"{tar.name} has no record: a run died here; run it again.")
-    return VerifyReport(
-        shards=len(paths), clips=num_clips, bytes=num_bytes, problems=tuple(problems)
-    )
+    paths = [path for path in folder.glob("shard-*.json") if path.is_file()]
+    if not paths:
+        raise ShardError(
+            f"{folder} holds no committed shards: give the folder that `animator curate` wrote."
+        )
+    return sorted(paths, key=lambda path: schema.shard_index(path.stem))
 
 
-def _shard_problems(folder: Path, record: ShardRecord, seen: set[str]) -> list[str]:
-    tar = folder / f"{record.name}.tar"
-    problem = _tar_problem(tar, record, deep=True)
-    if problem:
-        return [problem]
-    problems = []
-    index = index_tar(tar)
-    frames = {clip.key: clip.num_frames for clip in record.kept_clips}
-    if record.kind == "clips":
-        wanted = {f"{key}.{suffix}" for key in frames for suffix in schema.CLIP_MEMBERS}
-        problems += [f"{tar.name}: {name} is missing." for name in sorted(wanted - index.keys())]
-        problems += [f"{tar.name}: {name} is of no clip." for name in sorted(index.keys() - wanted)]
-    problems += [
-        f"{tar.name}: clip {key} is also in another shard." for key in frames if key in seen
-    ]
-    seen |= frames.keys()
-    for name, (offset, size) in index.items():
-        key, _ = schema.split_member(name)
-        try:
-            _check_member(name, read_member(tar, offset, size), frames.get(key), tar.name)
-        except ShardError as error:
-            problems.append(str(error))
-    return problems
-
-
-def _check_member(name: str, data: bytes, num_frames: int | None, shard: str) -> None:
-    what = f"{shard}: {name}"
-    if name.endswith(".npz"):
-        arrays = schema.unpack_arrays(data, what)
-        if num_frames is not None and name.endswith(".pose.npz"):
-            schema.check_pose(arrays, num_frames, what)
-        if num_frames is not None and name.endswith(".face.npz"):
-            schema.check_faces(arrays, num_frames, what)
-    elif name.endswith(".json"):
-        schema.decode_json(data, what)
-    elif name.endswith(".mp4"):
-        try:
-            with as_file(data) as path:
-                info = probe(path)
-        except VideoError as error:
-            raise ShardError(f"{what} does not decode: {error}") from None
-        if num_frames is not None and info.num_frames != num_frames:
-            raise ShardError(f"{what} has {info.num_frames} frames, expected {num_frames}.")
-
-
-def _tar_problem(tar: Path, record: ShardRecord, *, deep: bool) -> str | None:
+def tar_problem(tar: Path, record: ShardRecord | SpareRecord, *, deep: bool) -> str | None:
     """Why a tar is not the one its record describes; None if it is."""
     if not tar.is_file():
         return f"{tar.name} is missing: curate into this folder again to make it."
@@ -253,57 +181,127 @@ def _tar_problem(tar: Path, record: ShardRecord, *, deep: bool) -> str | None:
     return None
 
 
-def _read_record(path: Path) -> ShardRecord:
-    size = path.stat().st_size
-    if size > schema.MAX_JSON_BYTES:
-        raise ShardError(f"{path.name} has {size} bytes, too many for a record: curate again.")
-    record = schema.decode_record(path.read_bytes(), path.name)
-    if record.name != path.stem:
-        raise ShardError(f"{path.name} is the record of {record.name}: it was renamed.")
-    return record
+def verify(folder: Path, progress: Callable[[str], Any] | None = None) -> VerifyReport:
+    """Check every byte and every member of a folder of shards, one shard at a time.
+
+    SHA-256 of each tar, the size and name of each member, that arrays have the contract's shapes,
+    that clips open and decode, and that no clip is missing or in two shards; the same of spare
+    clips, if there are some.
+    """
+    problems: list[str] = []
+    keys = array("Q")
+    num_clips = num_bytes = num_spare = 0
+    paths = record_paths(folder)
+    for path in paths:
+        try:
+            record = read_record(path)
+        except ShardError as error:
+            problems.append(str(error))
+            continue
+        num_clips += len(record.kept_clips)
+        num_bytes += record.tar_bytes
+        problems += _shard_problems(folder / f"{record.name}.tar", record)
+        keys.extend({_short_hash(clip.key) for clip in record.kept_clips})
+        found, num_members = _spare_problems(folder, record.name)
+        problems += found
+        num_spare += num_members // len(schema.CLIP_MEMBERS)
+        if progress:
+            progress(record.name)
+    problems += _repeated(folder, np.frombuffer(keys, np.uint64))
+    for pattern in ("shard-*.tar", f"{spares.SPARE_FOLDER}/spare-*.tar"):
+        for tar in sorted(folder.glob(pattern)):
+            if not tar.with_suffix(".json").is_file():
+                problems.append(f"{tar.name} has no record: a run died here; run it again.")
+    return VerifyReport(
+        shards=len(paths),
+        clips=num_clips,
+        bytes=num_bytes,
+        spare_clips=num_spare,
+        problems=tuple(problems),
+    )
 
 
-def _record_paths(folder: Path) -> list[Path]:
-    paths = [path for path in folder.glob("shard-*.json") if path.is_file()]
-    if not paths:
-        raise ShardError(
-            f"{folder} holds no committed shards: give the folder that `animator curate` wrote."
-        )
-    return sorted(paths, key=lambda path: schema.shard_index(path.stem))
+def _shard_problems(tar: Path, record: ShardRecord) -> list[str]:
+    problem = tar_problem(tar, record, deep=True)
+    if problem:
+        return [problem]
+    frames = {clip.key: clip.num_frames for clip in record.kept_clips}
+    problems = []
+    if record.kind == "clips":
+        wanted = {f"{key}.{suffix}" for key in frames for suffix in schema.CLIP_MEMBERS}
+        there = record.members.keys()
+        problems += [f"{tar.name}: {name} is missing." for name in sorted(wanted - there)]
+        problems += [f"{tar.name}: {name} is of no clip." for name in sorted(there - wanted)]
+    return problems + _member_problems(tar, frames)
 
 
-def _parse_header(header: bytes, where: str) -> tuple[str, int]:
-    blank = header[:148] + b" " * 8 + header[156:]
+def _spare_problems(folder: Path, shard: str) -> tuple[list[str], int]:
+    """What is wrong with a shard's spare clips, and how many members they have."""
     try:
-        checksum = int(header[148:156].strip(b" \0"), 8)
-        size = int(header[124:136].strip(b" \0"), 8)
-        name = header[:100].rstrip(b"\0").decode("ascii")
-    except ValueError:
-        raise ShardError(f"{where} is not a tar of clips: a header is damaged.") from None
-    plain = header[156:157] in (b"0", b"\0") and header[257:262] == b"ustar"
-    if checksum != sum(blank) or not plain or header[345:500].strip(b"\0"):
-        raise ShardError(f"{where} is not a tar of clips: a header is damaged or not a plain file.")
-    schema.split_member(name)
-    return name, size
+        record = spares.read_spare(folder, shard)
+    except ShardError as error:
+        return [str(error)], 0
+    if record is None:
+        return [], 0
+    tar = spares.spare_tar(folder, shard)
+    problem = tar_problem(tar, record, deep=True)
+    return ([problem] if problem else _member_problems(tar, {})), len(record.members)
 
 
-def _copy_content(content: bytes | Path, stream: BinaryIO) -> None:
-    if isinstance(content, bytes):
-        stream.write(content)
+def _member_problems(tar: Path, frames: dict[str, int]) -> list[str]:
+    problems = []
+    for name, (offset, size) in index_tar(tar).items():
+        key, _ = schema.split_member(name)
+        try:
+            _check_member(name, Slice(tar, offset, size), frames.get(key), tar.name)
+        except ShardError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _check_member(name: str, content: Slice, num_frames: int | None, shard: str) -> None:
+    what = f"{shard}: {name}"
+    if name.endswith(".mp4"):
+        try:
+            with as_file(content) as path:
+                info = probe(path)
+        except VideoError as error:
+            raise ShardError(f"{what} does not decode: {error}") from None
+        if num_frames is not None and info.num_frames != num_frames:
+            raise ShardError(f"{what} has {info.num_frames} frames, expected {num_frames}.")
         return
-    with content.open("rb") as source:
-        for chunk in _chunks(source):
-            stream.write(chunk)
+    data = read_member(content.path, content.offset, content.size)
+    if name.endswith(".npz"):
+        arrays = schema.unpack_arrays(data, what)
+        if num_frames is not None and name.endswith(".pose.npz"):
+            schema.check_pose(arrays, num_frames, what)
+        if num_frames is not None and name.endswith(".face.npz"):
+            schema.check_faces(arrays, num_frames, what)
+    elif name.endswith(".json"):
+        schema.decode_json(data, what)
 
 
-def _chunks(stream: BinaryIO) -> Iterable[bytes]:
-    while chunk := stream.read(_CHUNK):
-        yield chunk
+def _repeated(folder: Path, keys: np.ndarray) -> list[str]:
+    """Clips that are in two shards, from short hashes of all keys; names are looked up if so."""
+    values, counts = np.unique(keys, return_counts=True)
+    repeated = set(values[counts > 1].tolist())
+    if not repeated:
+        return []
+    first: dict[str, str] = {}
+    problems = []
+    for path in record_paths(folder):
+        try:
+            record = read_record(path)
+        except ShardError:
+            continue
+        for clip in record.kept_clips:
+            if _short_hash(clip.key) not in repeated:
+                continue
+            other = first.setdefault(clip.key, record.name)
+            if other != record.name:
+                problems.append(f"{record.name}.tar: clip {clip.key} is also in {other}.")
+    return problems
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _short_hash(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")

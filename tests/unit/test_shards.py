@@ -7,7 +7,8 @@ import time
 import pytest
 
 from pipelines import schema, shards
-from pipelines.schema import ShardError, ShardRecord
+from pipelines.schema import ClipRecord, ShardError, ShardRecord, SourceRecord
+from pipelines.tars import Slice
 
 MEMBERS = {"b_000.json": b"{}", "a_000.json": b'{"a": 1}', "a_000.pose.npz": b"x" * 700}
 
@@ -137,3 +138,46 @@ def test_verify_parses_the_members(tmp_path):
 def test_folder_without_shards_says_what_to_give(tmp_path):
     with pytest.raises(ShardError, match="no committed shards"):
         shards.read_records(tmp_path)
+
+
+def test_a_tar_is_believed_by_its_size_unless_it_is_newer_than_its_record(tmp_path):
+    record = commit(tmp_path)
+    tar, path = tmp_path / f"{record.name}.tar", tmp_path / f"{record.name}.json"
+    flipped = bytearray(tar.read_bytes())
+    flipped[600] ^= 1
+    tar.write_bytes(flipped)
+    assert shards.committed(tmp_path, record.name) is None
+    os.utime(tar, ns=(0, path.stat().st_mtime_ns))
+    assert shards.committed(tmp_path, record.name) == record
+    assert shards.committed(tmp_path, record.name, deep=True) is None
+
+
+def test_records_are_read_one_at_a_time(tmp_path):
+    for index in range(3):
+        commit(tmp_path, index)
+    (tmp_path / "shard-000002.json").write_bytes(b"{")
+    records = shards.iter_records(tmp_path)
+    assert [next(records).name, next(records).name] == ["shard-000000", "shard-000001"]
+    with pytest.raises(ShardError, match="is not JSON"):
+        next(records)
+
+
+def test_verify_finds_a_clip_that_is_in_two_shards(tmp_path):
+    clip = ClipRecord(key="a_000", start=0.0, end=1.0, verdict="kept", num_frames=1)
+    source = SourceRecord(id="a", sha256="", bytes=0, uris=(), verdict="kept", clips=(clip,))
+    for index in range(2):
+        commit(tmp_path, index, {"a_000.json": b"{}"}, sources=(source,))
+    problems = shards.verify(tmp_path).problems
+    assert problems == ("shard-000001.tar: clip a_000 is also in shard-000000.",)
+
+
+def test_a_part_of_a_file_is_a_member_like_any_other(tmp_path):
+    shards.write_tar(tmp_path / "one.tar", MEMBERS)
+    index = shards.index_tar(tmp_path / "one.tar")
+    slices = {name: Slice(tmp_path / "one.tar", *place) for name, place in index.items()}
+    shards.write_tar(tmp_path / "two.tar", slices)
+    assert (tmp_path / "one.tar").read_bytes() == (tmp_path / "two.tar").read_bytes()
+    too_long = Slice(tmp_path / "one.tar", 0, 1 << 20)
+    with pytest.raises(ShardError, match="cut short"):
+        shards.write_tar(tmp_path / "three.tar", {"a_000.json": too_long})
+    assert not (tmp_path / "three.tar").exists()
