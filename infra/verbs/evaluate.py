@@ -79,7 +79,7 @@ def evaluate_curation(
 
     Example: animator evaluate curation shards --labels labels.csv --report curation.json
     """
-    from pipelines.curation.report import evaluate_curation as compare
+    from pipelines.curation.evaluation import evaluate_curation as compare
 
     result = compare(folder, labels)
     _save(result, report)
@@ -144,10 +144,17 @@ def _animator_lines(result: dict[str, Any]) -> list[str]:
 
 
 def _curation_lines(result: dict[str, Any]) -> list[str]:
-    rules = {name: rule for name, rule in result.items() if isinstance(rule, dict)}
+    rules = {name: rule for name, rule in result.items() if isinstance(rule, dict) and "f1" in rule}
     columns = ("clips", "positives", "precision", "recall", "f1")
-    rows = [[name, *(_short(rule.get(key)) for key in columns)] for name, rule in rules.items()]
-    return table(rows, header=("rule", *columns))
+    rows = [[name, *(_short(rule[key]) for key in columns)] for name, rule in rules.items()]
+    lines = table(rows, header=("rule", *columns))
+    people = result["people"]
+    if people["clips"]:
+        lines.append(f"number of people right for {people['accuracy']:.0%} of {people['clips']}")
+    for name, rule in rules.items():
+        lines += [f"{name}: missed {file}" for file in rule["missed"]]
+        lines += [f"{name}: false alarm {file}" for file in rule["false_alarms"]]
+    return lines + [f"people: {file}: {text}" for file, text in people["wrong"].items()]
 
 
 def _short(value: object) -> str:

@@ -1,0 +1,177 @@
+"""curate: from raw video to shards; other thresholds afterwards; the report."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from infra.console import emit, note, table
+from infra.verbs.groups import RunGroup
+from infra.verbs.options import AsJson, OutFolder, Settings
+
+Folder = Annotated[Path, typer.Argument(help="Folder that `animator curate` wrote.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these verbs to the command line."""
+    curate = typer.Typer(
+        cls=RunGroup,
+        no_args_is_help=True,
+        help="From raw video to checked shards: `animator curate videos/ --out shards`.",
+    )
+    curate.command("run")(run)
+    curate.command("revise")(revise)
+    curate.command("report")(report)
+    app.add_typer(curate, name="curate")
+
+
+def run(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help="Folders, videos, globs, addresses (https://, s3://, gs://), and manifests with a "
+            "video a row: .txt, .csv, .tsv, .jsonl, .parquet."
+        ),
+    ],
+    out: OutFolder,
+    workers: Annotated[int | None, typer.Option(help="Processes; by default one a CPU.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Take only the first so many sources.")] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Work once more on the sources that failed.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done and what it would cost.")
+    ] = False,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Filter and annotate videos into shards; a stopped run goes on where it was.
+
+    The word `run` may be left out. Example: animator curate run videos/ list.csv --out shards
+    --set camera.max_percent_per_second=8
+    """
+    from pipelines.curation.config import CurationConfig
+    from pipelines.curation.pipeline import curate as run_curation
+    from pipelines.curation.progress import progress_bar
+    from pipelines.overrides import apply_overrides, to_dict
+
+    config = apply_overrides(CurationConfig(), settings or [])
+    if dry_run:
+        _dry_run(sources, out, config, workers, limit, as_json=as_json)
+        return
+    with progress_bar() as progress:
+        summary = run_curation(
+            sources,
+            out,
+            config,
+            workers=workers,
+            progress=progress,
+            limit=limit,
+            retry_failed=retry_failed,
+        )
+    for text in summary.notes:
+        note(text)
+    emit(
+        to_dict(summary),
+        as_json=as_json,
+        show=lambda s: [*totals(s["totals"]), f"Report: {out / 'report.html'}"],
+    )
+
+
+def revise(
+    folder: Folder,
+    settings: Settings = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would change.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Judge all clips anew by other thresholds and repack the shards; no video is decoded.
+
+    Example: animator curate revise shards --set faces.min_share=0.5 --set pose.max_missing=0.6
+    """
+    from infra.progress import stage_bar
+    from pipelines.curation.revise import revise as run_revision
+    from pipelines.overrides import to_dict
+
+    with stage_bar("revise") as progress:
+        summary = run_revision(
+            folder,
+            settings or [],
+            dry_run=dry_run,
+            progress=lambda stage, done, total: progress(done / max(1, total), stage),
+        )
+    emit(to_dict(summary), as_json=as_json, show=_revision_lines)
+
+
+def report(folder: Folder, as_json: AsJson = False) -> None:
+    """Write the page that shows what was kept and why, with pictures; --json gives its figures.
+
+    Example: animator curate report shards
+    """
+    from pipelines.curation.report import REPORT_FILE, write_report
+
+    content = write_report(folder)
+    emit(content, as_json=as_json, show=lambda c: _report_lines(c, folder / REPORT_FILE))
+
+
+def totals(found: dict[str, Any]) -> list[str]:
+    """Counts of a run as lines of text."""
+    lines = [
+        f"{found['sources']} videos: {found['kept']} kept, {found['rejected']} rejected, "
+        f"{found['failed']} failed",
+        f"{found['clips_kept']} clips, {found['frames_kept']} frames, "
+        f"{found['seconds_kept']:.1f} s, {found['bytes'] / 1e6:.1f} MB "
+        f"in {found['shards']} shards",
+    ]
+    why = {**found["reasons"], **found["errors"]}
+    return lines + [f"{count:7} {reason}" for reason, count in why.items()]
+
+
+def _dry_run(
+    sources: list[str],
+    out: Path,
+    config: Any,
+    workers: int | None,
+    limit: int | None,
+    *,
+    as_json: bool,
+) -> None:
+    from pipelines.curation.estimate import estimate
+    from pipelines.curation.plan import make_plan
+    from pipelines.curation.sources import read_sources
+    from pipelines.overrides import to_dict
+
+    plan = make_plan(read_sources(sources, limit=limit), config)
+    found = to_dict(estimate(plan, out, workers=workers))
+    emit(found, as_json=as_json, show=_estimate_lines)
+
+
+def _estimate_lines(found: dict[str, Any]) -> Iterator[str]:
+    for name, value in found.items():
+        if isinstance(value, dict):
+            yield f"{name}: " + ", ".join(f"{key} {entry}" for key, entry in value.items())
+        elif isinstance(value, list | tuple):
+            yield from (f"note: {entry}" for entry in value)
+        else:
+            yield f"{name}: {value if value is not None else 'unknown'}"
+
+
+def _revision_lines(found: dict[str, Any]) -> Iterator[str]:
+    for name, value in found.items():
+        if isinstance(value, dict):
+            yield f"{name}: " + (", ".join(f"{k} {v}" for k, v in value.items()) or "none")
+        elif value not in (None, (), []):
+            yield f"{name}: {value}"
+
+
+def _report_lines(content: dict[str, Any], page: Path) -> Iterator[str]:
+    yield from totals(content["summary"])
+    rows = [
+        (row["stage"], f"{row['seconds']:.1f} s", f"{row['share']:.0%}")
+        for row in content["timings"]["stages"]
+    ]
+    if rows:
+        yield from table(rows, header=("stage", "time", "share"))
+    yield f"Report: {page}"
