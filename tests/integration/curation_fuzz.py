@@ -1,0 +1,206 @@
+"""Curate thousands of damaged files: each must end in a verdict, in bounded time and memory.
+
+Files are made from small seeds in every container by flipping bytes, cutting, doubling, joining
+and writing over parts. The run is watched from outside: memory of all its processes, and every
+file that appears or changes around its folder.
+
+    python tests/integration/curation_fuzz.py --inputs 2000 --seeds videos/ --report fuzz.json
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import psutil
+from skimage import data
+
+from pipelines.video_encode import encode
+
+MAX_SEED_BYTES = 3 << 20
+TIMEOUT_SECONDS = 30.0
+SETTINGS = (
+    "faces.backend=cascade",
+    "pose.backend=file",
+    "output.preset=ultrafast",
+    "samples.fps=2",
+    "samples.side=192",
+    f"video.timeout_seconds={TIMEOUT_SECONDS}",
+    "video.max_pixels=10000000",
+    "video.max_seconds=120",
+    "video.max_memory=3000000000",
+)
+
+
+def own_seed(path: Path) -> Path:
+    """A short clip of a public-domain portrait that moves a little."""
+    portrait = cv2.resize(data.astronaut(), (240, 240), interpolation=cv2.INTER_AREA)
+    frames = [np.ascontiguousarray(np.roll(portrait, step, 1)) for step in range(12)]
+    encode(path, frames, fps=8)
+    return path
+
+
+def damage(content: bytes, other: bytes, rng: random.Random) -> bytes:
+    """`content` with one to four kinds of damage."""
+    found = bytearray(content)
+    for _ in range(rng.randint(1, 4)):
+        if not found:
+            break
+        size = len(found)
+        place, length = rng.randrange(size), rng.randint(1, max(1, min(4096, size // 8)))
+        kind = rng.randrange(8)
+        if kind == 0:
+            for _ in range(rng.randint(1, 64)):
+                found[rng.randrange(size)] ^= 1 << rng.randrange(8)
+        elif kind == 1:  # where containers keep their sizes and tables
+            for _ in range(rng.randint(1, 16)):
+                found[rng.randrange(min(size, 4096))] = rng.randrange(256)
+        elif kind == 2:
+            del found[place:]
+        elif kind == 3:
+            del found[:place]
+        elif kind == 4:
+            found[place : place + length] = rng.randbytes(length)
+        elif kind == 5:
+            found[place : place + length] = bytes(length)
+        elif kind == 6:
+            found[place:place] = found[max(0, place - length) : place]
+        else:
+            found[place:] = other[rng.randrange(max(1, len(other))) :]
+    return bytes(found)
+
+
+def make_inputs(folder: Path, seeds: list[Path], count: int, rng: random.Random) -> int:
+    """`count` damaged files beside whole ones; names are hostile too. Returns how many in all."""
+    folder.mkdir(parents=True)
+    whole = [(path.suffix, path.read_bytes()) for path in seeds]
+    names = ["..", "a b", "ü", "'; rm -rf x", "%s%n", "-rf", "$(id)", "x" * 120, "new\nline"]
+    for number in range(count):
+        suffix, content = rng.choice(whole)
+        _, other = rng.choice(whole)
+        name = f"{rng.choice(names)}{number:05d}{suffix}"
+        if rng.random() < 0.1:  # one kind of file under the name of another
+            name = f"{number:05d}.{rng.choice(['avi', 'webm', 'gif', 'ts', 'mp4'])}"
+        (folder / name).write_bytes(damage(content, other, rng))
+    for number, (suffix, content) in enumerate(whole):
+        (folder / f"whole-{number:03d}{suffix}").write_bytes(content)
+    return count + len(whole)
+
+
+def _memory(pid: int) -> int:
+    total = 0
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        for one in [process, *process.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                total += one.memory_info().rss
+    return total
+
+
+def _outside(folder: Path, out: Path, inputs: Path) -> set[str]:
+    """Files around the output that are neither the inputs nor in it."""
+    found = set()
+    for root, _, files in os.walk(folder):
+        path = Path(root)
+        if not path.is_relative_to(out) and not path.is_relative_to(inputs):
+            found |= {str(path / name) for name in files}
+    return found
+
+
+def fuzz(
+    count: int, folder: Path, seeds: list[Path], *, seed: int = 0, workers: int = 2
+) -> dict[str, Any]:
+    """Curate `count` damaged files in `folder`; all is well where `failures` is empty."""
+    rng = random.Random(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    usable = [path for path in seeds if 0 < path.stat().st_size <= MAX_SEED_BYTES]
+    usable.append(own_seed(folder / "seed.mp4"))
+    inputs, out = folder / "inputs", folder / "out"
+    total = make_inputs(inputs, usable, count, rng)
+    before = _outside(folder, out, inputs) | {str(folder / "log.txt")}
+    command = [sys.executable, "-m", "infra", "curate", str(inputs), "--out", str(out)]
+    command += ["--workers", str(workers)]
+    command += [part for text in SETTINGS for part in ("--set", text)]
+    began, peak, curve = time.monotonic(), 0, []
+    with (folder / "log.txt").open("wb") as log:
+        run = subprocess.Popen(
+            command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+        while run.poll() is None:
+            used = _memory(run.pid)
+            peak = max(peak, used)
+            curve.append(used)
+            time.sleep(0.5)
+    seconds = time.monotonic() - began
+    failures = []
+    if run.returncode:
+        failures.append(f"exit code {run.returncode}: {(folder / 'log.txt').read_text()[-1500:]}")
+    sources = [
+        source
+        for path in sorted(out.glob("shard-*.json"))
+        for source in json.loads(path.read_bytes())["sources"]
+    ]
+    ids = Counter(source["id"] for source in sources)
+    if len(ids) != total or set(ids.values()) != {1}:
+        failures.append(f"{total} inputs have {sum(ids.values())} verdicts of {len(ids)} ids")
+    silent = [s["id"] for s in sources if s["verdict"] == "failed" and not s["error"]]
+    if silent:
+        failures.append(f"{len(silent)} failures say nothing, the first is {silent[0]}")
+    escaped = _outside(folder, out, inputs) - before
+    if escaped:
+        failures.append(f"files outside the output folder: {sorted(escaped)[:5]}")
+    left = [str(p) for p in (out / ".work", out / ".downloads") if p.exists() and any(p.rglob("*"))]
+    failures += [f"{path} was left behind" for path in left]
+    half = len(curve) // 2
+    return {
+        "inputs": total,
+        "seconds": round(seconds, 1),
+        "inputs_per_second": round(total / seconds, 2),
+        "peak_gb": round(peak / 1e9, 2),
+        "peak_gb_first_half": round(max(curve[:half], default=0) / 1e9, 2),
+        "peak_gb_second_half": round(max(curve[half:], default=0) / 1e9, 2),
+        "verdicts": dict(Counter(source["verdict"] for source in sources)),
+        "reasons": dict(Counter(r for source in sources for r in source["reasons"])),
+        "errors": dict(Counter(_kind(source["error"]) for source in sources).most_common(12)),
+        "failures": failures,
+    }
+
+
+def _kind(error: str | None) -> str:
+    """An error without the numbers that are of one file only."""
+    text = "".join("#" if letter.isdigit() else letter for letter in error or "none")
+    return text[:80]
+
+
+def main() -> int:
+    """Run from the command line; 1 if anything is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--inputs", type=int, default=2000)
+    parser.add_argument("--seeds", type=Path, action="append", default=[], help="folder of seeds")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="where to work; kept (default: a temporary)")
+    parser.add_argument("--report", type=Path, help="also write the result here")
+    options = parser.parse_args()
+    seeds = [path for folder in options.seeds for path in sorted(folder.iterdir())]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary) / "fuzz"
+        result = fuzz(options.inputs, folder, [p for p in seeds if p.is_file()], seed=options.seed)
+    text = json.dumps(result, indent=2)
+    print(text)
+    if options.report:
+        options.report.write_text(text + "\n")
+    return 1 if result["failures"] else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
