@@ -1,0 +1,189 @@
+"""Bring a source to this machine: local files as they are, buckets and the web by download.
+
+A download is kept as `ID.bin` with `ID.json` in the folder it was fetched to, so that it is there
+for the next attempt at the same source; ID is the source's id, from its address.
+"""
+
+import hashlib
+import re
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipelines.curation import fetch_errors, fetch_store
+from pipelines.curation.config import DownloadConfig
+from pipelines.curation.fetch_attempts import Attempts
+from pipelines.curation.fetch_errors import FetchError
+from pipelines.curation.fetch_store import Kept
+from pipelines.model_source import shown
+
+__all__ = ["FetchError", "Fetched", "discard", "download_id", "fetch", "is_remote"]
+
+_BUCKETS = ("s3", "s3a", "gs", "gcs")
+_WEB = ("http", "https")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fetched:
+    """A source on this machine.
+
+    provenance: uri, page_url, extractor, uploader, licence, title, upload_date (YYYY-MM-DD) and
+        fetched_at (UTC), as far as known; empty for local files.
+    temporary: a download, which is the caller's to `discard` when its work is done.
+    sha256: of the bytes, where they had to be read anyway.
+    """
+
+    path: Path
+    bytes: int
+    temporary: bool
+    provenance: dict[str, Any] = field(default_factory=dict)
+    sha256: str | None = None
+
+
+def download_id(uri: str) -> str:
+    """The id of a source, 16 hex digits, by which its download is named."""
+    return hashlib.sha256(uri.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def is_remote(uri: str) -> bool:
+    """Whether a source is an address (`SCHEME://…`), not a file of this machine."""
+    return _SCHEME.match(uri) is not None
+
+
+def fetch(
+    uri: str,
+    folder: Path,
+    config: DownloadConfig,
+    *,
+    base: Path,
+    expected_sha256: str | None = None,
+    deadline: float | None = None,
+) -> Fetched:
+    """Bring one source here.
+
+    Args:
+        uri: a path, from `base` where it is relative, or an address: http(s), s3, gs.
+        folder: where downloads go; made where it is missing.
+        expected_sha256: of the bytes, where it is known.
+        deadline: of `time.monotonic()`; waiting for other downloads from the same host counts,
+            which it does not in `config.timeout_seconds`.
+
+    Raises:
+        FetchError: its `kind` says whether trying again may help. The message is one sentence that
+            names the source without credentials, and no other path of this machine.
+    """
+    scheme = _SCHEME.match(uri)
+    try:
+        if scheme is None:
+            return _local(base / uri, config, expected_sha256)
+        return _remote(uri, scheme[1].lower(), folder, config, expected_sha256, deadline)
+    except FetchError as error:
+        named = f"{_named(uri)} {error}."
+        raise FetchError(named, error.kind, retry_after=error.retry_after) from None
+
+
+def discard(folder: Path, name: str) -> None:
+    """Remove the download with that id, finished or not."""
+    fetch_store.discard(folder, name)
+
+
+def _local(path: Path, config: DownloadConfig, expected_sha256: str | None) -> Fetched:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise FetchError("is no regular file, expected a video file")
+        if status.st_size > config.max_bytes:
+            raise fetch_errors.too_large(config.max_bytes)
+        sha256 = None
+        if expected_sha256 is not None:
+            with path.open("rb") as stream:
+                sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+            _check_digest(sha256, expected_sha256)
+    except (OSError, ValueError) as error:
+        if isinstance(error, FetchError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        raise FetchError(f"cannot be read ({reason}): check the path on this machine") from None
+    return Fetched(path=path, bytes=status.st_size, temporary=False, sha256=sha256)
+
+
+def _remote(
+    uri: str,
+    scheme: str,
+    folder: Path,
+    config: DownloadConfig,
+    expected_sha256: str | None,
+    deadline: float | None,
+) -> Fetched:
+    if scheme not in (*_BUCKETS, *_WEB):
+        mend = "give the path itself" if scheme == "file" else "expected http, https, s3 or gs"
+        raise FetchError(f"has the scheme {scheme}, which is not fetched: {mend}")
+    name = download_id(uri)
+    kept = fetch_store.find(folder, name, uri)
+    if kept is None or (expected_sha256 is not None and kept.sha256 != expected_sha256):
+        attempts = Attempts(config, deadline)
+        bring = _from_bucket if scheme in _BUCKETS else _from_web
+        kept = _download(uri, folder, bring(uri, config, attempts, deadline), expected_sha256)
+    if kept.bytes > config.max_bytes:
+        raise fetch_errors.too_large(config.max_bytes)
+    return Fetched(
+        path=kept.path,
+        bytes=kept.bytes,
+        temporary=True,
+        provenance=kept.provenance,
+        sha256=kept.sha256,
+    )
+
+
+Bring = Callable[[Path], dict[str, str]]
+
+
+def _from_bucket(uri: str, config: DownloadConfig, attempts: Attempts, _: float | None) -> Bring:
+    from pipelines.curation.fetch_bucket import fetch_bucket
+
+    return lambda file: fetch_bucket(uri, file, config, attempts)
+
+
+def _from_web(
+    uri: str, config: DownloadConfig, attempts: Attempts, deadline: float | None
+) -> Bring:
+    from pipelines.curation.fetch_web import fetch_web
+
+    return lambda file: fetch_web(uri, file, config, attempts, deadline)
+
+
+def _download(uri: str, folder: Path, bring: Bring, expected_sha256: str | None) -> Kept:
+    name = download_id(uri)
+    with fetch_store.attempt(folder, name) as place:
+        said = bring(place / "whole")
+        moment = datetime.now(UTC).isoformat(timespec="seconds")
+        provenance = {"uri": uri, **said, "fetched_at": moment}
+        try:
+            kept = fetch_store.keep(folder, name, place / "whole", provenance)
+        except OSError as error:
+            raise FetchError(
+                f"could not be stored ({error.strerror}): make room and try again", "transient"
+            ) from None
+    if expected_sha256 is not None and kept.sha256 != expected_sha256:
+        fetch_store.discard(folder, name)
+        _check_digest(kept.sha256, expected_sha256)
+    return kept
+
+
+def _check_digest(sha256: str, expected: str) -> None:
+    if sha256 != expected.lower():
+        raise FetchError(
+            f"has the SHA-256 {sha256[:16]}…, expected {expected[:16]}…: "
+            "it is another file than was listed, list it anew"
+        )
+
+
+def _named(uri: str) -> str:
+    try:
+        return shown(uri) if is_remote(uri) else uri
+    except ValueError:
+        return uri.partition("?")[0]
