@@ -16,6 +16,7 @@ from infra.verbs import (
     evaluate,
     machine,
     models,
+    shards,
     submit,
     train,
     weights,
@@ -35,6 +36,7 @@ app = typer.Typer(
 machine.register(app)
 models.register(app)
 data.register(app)
+shards.register(app)
 train.register(app)
 align.register(app)
 create.register(app)
