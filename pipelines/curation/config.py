@@ -144,17 +144,18 @@ class QualityConfig:
 
     min_sharpness: variance of the Laplacian of the frame at 160 pixels of its shorter side.
     min_luma, max_luma: mean brightness, 0..255.
-    max_clipped: share of pixels that are burnt out or drowned in black.
-    max_black_bars: share of the frame that plain bars at its edges take.
-    max_text: share of the frame that burnt-in text covers.
+    max_clipped: share of pixels that are burnt out or drowned in black; a figure before plain
+        white has many.
+    max_black_bars: share of the frame that bars at its edges take, black or a blurred copy.
+    max_text: share of the frame that burnt-in text covers; one line of subtitles takes 0.02.
     """
 
-    min_sharpness: float = 5.0
+    min_sharpness: float = 15.0
     min_luma: float = 16.0
-    max_luma: float = 245.0
-    max_clipped: float = 0.9
+    max_luma: float = 252.0
+    max_clipped: float = 0.97
     max_black_bars: float = 0.6
-    max_text: float = 0.25
+    max_text: float = 0.1
 
     def __post_init__(self) -> None:
         _not_negative("quality", self, "min_sharpness", "min_luma", "max_luma")
@@ -172,14 +173,15 @@ class FaceConfig:
         side, variance of the Laplacian of the face scaled to 48 pixels, how far it is turned to
         the camera (1 = frontal, 0 = profile), and the share of its pixels neither burnt out nor
         drowned in black.
-    min_identity: the clip changes person where the embeddings of the main face agree less (mean
-        cosine with their own mean); only where the face model knows identities.
+    min_identity: the clip changes person where the embeddings of the main face before and after
+        some moment agree less (cosine of the means of both); only where the face model knows
+        identities.
     stored_min_score: detections scored lower are not stored with a kept clip.
     store_embeddings: whether recognition embeddings, which are personal data, go into the shards.
     """
 
     backend: str = "auto"
-    min_share: float = 0.3
+    min_share: float = 0.2
     min_score: float = 0.6
     min_size: float = 0.02
     min_sharpness: float = 10.0
@@ -335,9 +337,7 @@ def outcome(config: CurationConfig) -> dict[str, Any]:
     groups = to_dict(config)
     del groups["download"]
     return {
-        group: {
-            name: value for name, value in settings.items() if f"{group}.{name}" not in _MANNER
-        }
+        group: {name: value for name, value in settings.items() if f"{group}.{name}" not in _MANNER}
         for group, settings in groups.items()
     }
 

@@ -23,6 +23,8 @@ DROWNED, BURNT_OUT = 10, 250
 _REACH = 1.0
 _GROWTH = 2.0
 _MAX_GAP = 10
+# Embeddings on either side of a moment at which the person may change.
+_MIN_SIDE, _SIDE_SHARE = 4, 0.2
 _LEFT_EYE, _RIGHT_EYE, _NOSE = 0, 1, 2
 
 FaceRow = dict[int, int]
@@ -67,14 +69,10 @@ def main_faces(faces: Sequence[Sequence[Face]]) -> list[int | None]:
     rows = link_faces(faces)
     rows.sort(key=lambda row: -sum(_weight(faces[frame][which]) for frame, which in row.items()))
     main: FaceRow = {}
-    seen_together: set[int] = set()
-    for number, row in enumerate(rows):
-        if not main:
-            main = dict(row)
-        elif not main.keys() & row.keys() and _like(faces, main, row):
+    for row in rows:
+        # Whoever is seen beside the main face is somebody else, also where he is seen alone.
+        if not main or (not main.keys() & row.keys() and _like(faces, main, row)):
             main |= row
-        else:
-            seen_together.add(number)
     return [main.get(frame) for frame in range(len(faces))]
 
 
@@ -98,8 +96,10 @@ def face_scores(
     face_detected: share of frames with any detection at all.
     face_score, face_size, face_sharpness, face_frontality, face_exposure: means over the frames
         with the main face, as `FaceConfig` describes them; None without one.
-    face_identity: mean cosine of the main face's embeddings with their mean, and
-    face_identity_spread: the standard deviation of it; None where fewer than two are known.
+    face_identity: where the embeddings of the main face before and after a moment agree least, the
+        cosine of the means of both; None where fewer than 8 are known.
+    face_identity_agreement, face_identity_spread: mean and standard deviation of the cosine of
+        the embeddings with their mean; None where fewer than two are known.
 
     Args:
         frames: T sampled uint8 RGB frames (H, W, 3).
@@ -114,7 +114,7 @@ def face_scores(
         if which is not None
     ]
     best = [max((face.score for face in people), default=0.0) for people in faces]
-    agreement, spread = _identity([vector for vector in embeddings if vector is not None])
+    vectors = _directions([vector for vector in embeddings if vector is not None])
     crops = [_grey_crop(frame, face.box) for frame, face in found]
     scores: Scores = {
         "face_detected": float(np.mean([score > 0 for score in best])) if best else 0.0,
@@ -123,8 +123,8 @@ def face_scores(
         "face_sharpness": _mean([_sharpness(crop) for crop in crops]),
         "face_frontality": _mean([_frontality(frame, face.landmarks) for frame, face in found]),
         "face_exposure": _mean([_exposure(crop) for crop in crops]),
-        "face_identity": agreement,
-        "face_identity_spread": spread,
+        "face_identity": _least_agreement(vectors),
+        **_agreement(vectors),
     }
     return scores, {"face_score": [float(score) for score in best]}
 
@@ -179,12 +179,37 @@ def _frontality(frame: np.ndarray, landmarks: np.ndarray) -> float | None:
     return float(np.clip(1 - 2 * abs(along - 0.5), 0, 1))
 
 
-def _identity(embeddings: Sequence[np.ndarray]) -> tuple[float | None, float | None]:
-    """Mean and standard deviation of the cosine of embeddings with their mean direction."""
-    if len(embeddings) < 2:
-        return None, None
+def _directions(embeddings: Sequence[np.ndarray]) -> np.ndarray:
+    """(N, D) unit vectors."""
+    if not embeddings:
+        return np.zeros((0, 0))
     vectors = np.stack(embeddings).astype(np.float64)
-    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def _agreement(vectors: np.ndarray) -> Scores:
+    if len(vectors) < 2:
+        return {"face_identity_agreement": None, "face_identity_spread": None}
     mean = vectors.mean(axis=0)
     cosine = vectors @ (mean / max(float(np.linalg.norm(mean)), 1e-12))
-    return float(cosine.mean()), float(cosine.std())
+    return {
+        "face_identity_agreement": float(cosine.mean()),
+        "face_identity_spread": float(cosine.std()),
+    }
+
+
+def _least_agreement(vectors: np.ndarray) -> float | None:
+    """Least cosine of the mean of (N, D) up to a row with the mean of the rows after it.
+
+    Means forgive a head that turns away for a moment, of which the agreement with the mean of all
+    makes as much as of another person; each has a fifth of the rows or more for the same reason.
+    """
+    count = len(vectors)
+    least = max(_MIN_SIDE, int(np.ceil(_SIDE_SHARE * count)))
+    if count < 2 * least:
+        return None
+    before = np.cumsum(vectors, axis=0)[:-1]
+    after = vectors.sum(axis=0) - before
+    lengths = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
+    cosine = (before * after).sum(axis=1) / np.maximum(lengths, 1e-12)
+    return float(cosine[least - 1 : count - least].min())
