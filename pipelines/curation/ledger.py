@@ -95,12 +95,13 @@ def folder_lock(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def scan_done(folder: Path, plan: Plan) -> DoneShards:
+def scan_done(folder: Path, plan: Plan, *, keep_cache: bool = True) -> DoneShards:
     """Look which shards of the plan are done.
 
     A shard is done when its record parses, its settings and sources are the plan's, and its tar has
     the recorded size and is not newer than the record (else its SHA-256 decides). What records say
-    is kept in a cache (`pipelines.curation.commits`), so that they need not be read each time.
+    is kept in a cache (`pipelines.curation.commits`), so that they need not be read each time;
+    without `keep_cache` nothing is written.
     """
     records, tars = _shard_files(folder, plan)
     cached, is_clean = commits.read_cache(folder)
@@ -121,7 +122,7 @@ def scan_done(folder: Path, plan: Plan) -> DoneShards:
         )
     whole = [commit for commit in checked if commit is not None]
     fresh.update({commit.name: commit for commit in whole})
-    if not is_clean or fresh != cached:
+    if keep_cache and (not is_clean or fresh != cached):
         # A folder that only its owner may write in can still be looked at.
         with suppress(OSError):
             commits.write_cache(folder, fresh.values())

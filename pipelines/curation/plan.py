@@ -197,7 +197,7 @@ def save_plan(folder: Path, plan: Plan) -> Plan:
     """
     if (folder / PLAN_FILE).exists():
         before = load_plan(folder)
-        changes = _changes(before, plan)
+        changes = list_changes(before, plan)
         if changes:
             raise PlanError(_refusal(folder, before, plan, changes))
         if before.config != plan.config:
@@ -208,6 +208,20 @@ def save_plan(folder: Path, plan: Plan) -> Plan:
         _write_table(folder / TABLE_FILE, plan.table.arrow)
         _write_settings(folder, plan)
     return replace(plan, table=PlanTable(path=(folder / TABLE_FILE).resolve()))
+
+
+def list_changes(before: Plan, after: Plan) -> list[str]:
+    """Lines on all that decides what comes of a run and differs between two plans; none if same."""
+    lines = _setting_changes(before, after)
+    lines += differences(before.models, after.models, "models")
+    if before.table_sha256 != after.table_sha256:
+        lines += _source_changes(before.table.arrow, after.table.arrow)
+    if not lines and before.sources_per_shard != after.sources_per_shard:
+        lines.append(
+            f"sources a shard: {before.sources_per_shard} → {after.sources_per_shard} "
+            "(the plan is of another version)"
+        )
+    return lines
 
 
 def replace_config(folder: Path, config: CurationConfig) -> Plan:
@@ -329,19 +343,6 @@ def _refusal(folder: Path, before: Plan, after: Plan, changes: list[str]) -> str
 
 def _setting_changes(before: Plan, after: Plan) -> list[str]:
     return differences(outcome(before.config), outcome(after.config))
-
-
-def _changes(before: Plan, after: Plan) -> list[str]:
-    lines = _setting_changes(before, after)
-    lines += differences(before.models, after.models, "models")
-    if before.table_sha256 != after.table_sha256:
-        lines += _source_changes(before.table.arrow, after.table.arrow)
-    if not lines and before.sources_per_shard != after.sources_per_shard:
-        lines.append(
-            f"sources a shard: {before.sources_per_shard} → {after.sources_per_shard} "
-            "(the plan is of another version)"
-        )
-    return lines
 
 
 def _source_changes(before: pa.Table, after: pa.Table) -> list[str]:
