@@ -79,7 +79,7 @@ def _under(files: Any, folder: str, suffixes: tuple[str, ...]) -> list[str]:
     return [
         name
         for name in names
-        if name.lower().endswith(suffixes) and not _HIDDEN.search(name, start)
+        if name.lower().endswith(suffixes) and not _HIDDEN.search(name[start:])
     ]
 
 

@@ -96,8 +96,8 @@ def estimate(
         notes.append(f"{looked.asked - looked.opened} of {looked.asked} sampled files did not open")
     if not only_local:
         notes.append(
-            f"sources that lie elsewhere: {plan.num_sources - len(local)}; their length and size are "
-            "not known until they are fetched"
+            f"sources that lie elsewhere: {plan.num_sources - len(local)}; their length and size "
+            "are not known until they are fetched"
         )
     left = _sources_left(plan, done)
     stage_seconds, each = _worker_seconds(folder, looked if only_local else Sample(), notes)
