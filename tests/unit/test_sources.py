@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.curation.plan import PlanError
@@ -112,7 +112,7 @@ def test_tables_of_every_kind_give_the_same_sources(here):
         "sha256": [None, SHA],
         "size": [1, 2],
     }
-    pa.parquet.write_table(pa.table(table), here / "m/m.parquet")
+    pq.write_table(pa.table(table), here / "m/m.parquet")
     expected = [
         {"uri": "https://h.org/x?a=b", "sha256": SHA},
         {"uri": "m/v/a.mp4", "licence": "CC0", "title": "two lines"},
@@ -136,7 +136,7 @@ def test_a_table_without_a_column_of_sources_is_refused_with_its_columns(here):
         PlanError, match=r"has the columns 'name', 'size'; expected one of uri, url"
     ):
         uris("m.csv")
-    pa.parquet.write_table(pa.table({"url": [1]}), "m.parquet")
+    pq.write_table(pa.table({"url": [1]}), "m.parquet")
     with pytest.raises(PlanError, match="int64 in its column 'url'"):
         uris("m.parquet")
 
