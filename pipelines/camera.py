@@ -1,35 +1,45 @@
-"""How much the camera moves: tracked background points and the homography that explains them.
+"""How much the camera moves, and how: points of the background and the models that explain them.
 
-Points that are followed by optical flow forth and back, outside the people, are fitted by a robust
-homography between frames a fixed time apart, by a similarity where the points are too few for one.
-The motion of a pair of frames is how far that model moves the points it explains; the motion of a
-clip is the median over pairs, so neither a moving thing in the background nor a cut decides it.
-Everything is in percent of the frame's long side. Real clips of a fixed camera measure below 0.3 a
-second, hand-held and panning ones above 4.
+A backend follows points outside the people between frames a fixed time apart; a robust model of
+each pair of frames says how far the picture goes (`pipelines.camera_path`). The motion of a clip is
+the median over pairs, so neither a moving thing in the background nor a cut decides it. Lengths are
+% of the frame's longer side. Real clips of a fixed camera measure below 0.3 a second, hand-held and
+panning ones above 4.
 
 T frames, P people, M points
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import cv2
 import numpy as np
 
+from pipelines.camera_flow import FlowBackend
+from pipelines.camera_footage import Footage
+from pipelines.camera_path import PairMotion, fit_pair, motion_kind, shake_percent
 from pipelines.schema import Scores
 
-WORK_SIDE = 480
+__all__ = [
+    "CameraBackend",
+    "CameraError",
+    "CameraMotion",
+    "FlowBackend",
+    "camera_motion",
+    "measure_camera",
+    "open_camera_backend",
+]
+
 SPAN_SECONDS = 0.5
+FEW_PAIRS = 24
 MAX_PAIRS = 40
-MAX_POINTS = 400
-CELLS = 8
-MIN_POINTS = 8
-MIN_HOMOGRAPHY_POINTS = 40
-MIN_INLIERS = 0.4
-FORTH_AND_BACK = 1.0  # pixels of the work size
-REPROJECTION = 2.0
-BOX_MARGIN = 0.08
+PEAK_QUANTILE = 0.8
+# As the thresholds of curation are by default; those judge the scores, these name the kind.
+STILL_PERCENT = 3.0
+STILL_PEAK_PERCENT = 6.0
+MIN_TRACKED_SHARE = 0.2
+MIN_BACKGROUND = 0.02
 
 
 class CameraError(ValueError):
@@ -51,29 +61,67 @@ class CameraBackend(Protocol):
         """Name, licence and settings, for the records."""
         ...
 
+    def follow(
+        self, footage: Footage, pairs: Sequence[tuple[int, int]]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Background points (M, 2) of the first frame of each pair, and where the second has them.
 
-class FlowBackend:
-    """Lucas-Kanade optical flow of corners between frames a fixed time apart; OpenCV alone."""
+        In pixels of the footage's work size; points that cannot be followed are left out. `pairs`
+        are in the order of their first frames.
+        """
+        ...
 
-    name = "flow"
-    licence = "Apache-2.0"
-    needs_models = False
 
-    def __init__(self, reason: str = "asked for"):
-        self.reason = reason
+@dataclass(frozen=True, kw_only=True)
+class CameraMotion:
+    """Motion of the camera over a clip.
 
-    def describe(self) -> dict[str, Any]:
-        """Name, licence and settings, for the records."""
-        return {"name": "optical flow and robust homography", "licence": self.licence}
+    percent_per_second: median displacement of the picture, % of the long side a second.
+    peak_percent_per_second: what a fifth of the pairs of frames exceed.
+    residual_percent: median distance of the background points from the model, % of it.
+    num_tracks: background points a pair of frames, median; few make the rest uncertain.
+    tracked_share: share of the pairs of frames that a model explains.
+    pan_percent_per_second: median shift of the picture's centre.
+    zoom_percent_per_second: median change of scale (100 times its logarithm), whichever way.
+    roll_degrees_per_second: median turn about the line of sight, whichever way.
+    shake_percent: how far the path jitters about its smooth course, % of the long side.
+    background_variance: of a background pixel's colour over half a second, once aligned (grey
+        levels squared): about 1 where only noise changes, tens for water, crowds and screens.
+    kind: static, pan, zoom, roll, shake, moving (nothing in particular), unknown (too few pairs).
+    """
+
+    percent_per_second: float
+    peak_percent_per_second: float
+    residual_percent: float
+    num_tracks: int
+    tracked_share: float
+    pan_percent_per_second: float
+    zoom_percent_per_second: float
+    roll_degrees_per_second: float
+    shake_percent: float
+    background_variance: float
+    kind: str
 
 
 def open_camera_backend(choice: str = "auto") -> CameraBackend:
-    """The backend for `auto`, `flow` or `cotracker`; CameraError for others or a missing one."""
-    if choice == "cotracker":
-        raise CameraError("CoTracker was not found")
-    if choice not in ("auto", "flow"):
+    """The backend for `auto` (CoTracker where it is present, else flow), `flow` or `cotracker`.
+
+    Raises CameraError for an unknown choice or a network that is not there.
+    """
+    if choice == "flow":
+        return FlowBackend()
+    if choice not in ("auto", "cotracker"):
         raise CameraError(f"camera backend {choice!r}; expected auto, flow or cotracker")
-    return FlowBackend("the only one present" if choice == "auto" else "asked for")
+    # Loaded where it is used: optical flow needs no network runtime.
+    from pipelines.cotracker import CoTrackerBackend, missing_part
+
+    missing = missing_part()
+    if missing is None:
+        reason = "present, and the surer of the two" if choice == "auto" else "asked for"
+        return CoTrackerBackend.open(reason=reason)
+    if choice == "cotracker":
+        raise CameraError(missing)
+    return FlowBackend("CoTracker is not present")
 
 
 def measure_camera(
@@ -82,172 +130,129 @@ def measure_camera(
     person_boxes: np.ndarray | None,
     backend: CameraBackend,
 ) -> Scores:
-    """Every score of the camera over uint8 RGB frames (H, W, 3) of one shot at `fps`."""
-    motion = camera_motion(frames, fps, person_boxes)
+    """Every score of the camera over a shot; arguments and errors as of `camera_motion`."""
+    motion = camera_motion(frames, fps, person_boxes, backend)
     return {
         "camera_percent_per_second": motion.percent_per_second,
+        "camera_peak_percent_per_second": motion.peak_percent_per_second,
         "camera_residual_percent": motion.residual_percent,
         "camera_tracks": motion.num_tracks,
         "camera_tracked_share": motion.tracked_share,
-        "camera_pan_percent_per_second": motion.percent_per_second,
-        "camera_zoom_percent_per_second": 0.0,
-        "camera_roll_degrees_per_second": 0.0,
-        "camera_shake_percent": 0.0,
-        "camera_background_variance": 0.0,
-        "camera_kind": "unknown",
+        "camera_pan_percent_per_second": motion.pan_percent_per_second,
+        "camera_zoom_percent_per_second": motion.zoom_percent_per_second,
+        "camera_roll_degrees_per_second": motion.roll_degrees_per_second,
+        "camera_shake_percent": motion.shake_percent,
+        "camera_background_variance": motion.background_variance,
+        "camera_kind": motion.kind,
         "camera_backend": backend.name,
     }
 
 
-@dataclass(frozen=True, kw_only=True)
-class CameraMotion:
-    """Motion of the camera over a clip.
-
-    percent_per_second: median displacement of the picture, % of the long side a second.
-    residual_percent: median distance of the background points from the homography, % of it.
-    num_tracks: background points a pair of frames, median; few make the rest uncertain.
-    tracked_share: share of the pairs of frames that a homography explains.
-    """
-
-    percent_per_second: float
-    residual_percent: float
-    num_tracks: int
-    tracked_share: float
-
-
 def camera_motion(
-    frames: Sequence[np.ndarray], fps: float, person_boxes: np.ndarray | None = None
+    frames: Sequence[np.ndarray],
+    fps: float,
+    person_boxes: np.ndarray | None = None,
+    backend: CameraBackend | None = None,
 ) -> CameraMotion:
     """Motion of the camera over uint8 RGB frames (H, W, 3) of one shot at `fps`.
 
-    `person_boxes` (T, P, 4) xyxy in 0..1 are left out, with a margin. Where the picture has nothing
-    to track (a plain wall, a fade), the motion is 0 and `tracked_share` says so.
+    `person_boxes` (T, P, 4) xyxy in 0..1 are left out, with a margin; absent people are zeros.
+    Where the picture has nothing to track (a plain wall, a fade), the motion is 0 and
+    `tracked_share` says so.
+
+    Raises:
+        ValueError: no rate, or boxes of another number of frames.
     """
     if fps <= 0:
         raise ValueError(f"fps is {fps}, expected the frames' rate")
     if person_boxes is not None and len(person_boxes) != len(frames):
         raise ValueError(f"{len(person_boxes)} frames of boxes for {len(frames)} frames")
-    step = max(1, round(SPAN_SECONDS * fps))
-    step = min(step, max(1, len(frames) - 1))
-    starts = np.arange(0, len(frames) - step)
-    if len(starts) > MAX_PAIRS:
-        starts = starts[np.linspace(0, len(starts) - 1, MAX_PAIRS).round().astype(int)]
-    work = _Work(frames, person_boxes)
-    moves, residuals, counts = [], [], []
-    for start in starts:
-        pair = work.pair(int(start), int(start) + step)
-        counts.append(pair[2])
-        if pair[0] is not None:
-            moves.append(pair[0] * fps / step)
-            residuals.append(pair[1])
+    pairs = _choose_pairs(len(frames), fps)
+    fitted: list[PairMotion] = []
+    counts: list[int] = []
+    changes: list[float] = []
+    footage = Footage(frames, fps, person_boxes) if pairs else None
+    if footage is not None:
+        followed = (backend or FlowBackend()).follow(footage, pairs)
+        for (first, second), (points, there) in zip(pairs, followed, strict=True):
+            counts.append(len(points))
+            motion = fit_pair(
+                points,
+                there,
+                first=first,
+                second=second,
+                seconds=(second - first) / fps,
+                size=footage.size,
+            )
+            if motion is not None:
+                fitted.append(motion)
+                change = _background_change(footage, motion)
+                changes += [] if change is None else [change]
+            footage.forget(before=first)
+    return _summary(fitted, counts, changes, footage)
+
+
+def _summary(
+    fitted: list[PairMotion], counts: list[int], changes: list[float], footage: Footage | None
+) -> CameraMotion:
+    rates = [pair.percent / pair.seconds for pair in fitted]
+    tracked = len(fitted) / max(1, len(counts))
+    median = _median(rates)
+    peak = float(np.quantile(rates, PEAK_QUANTILE)) if rates else 0.0
+    shake = shake_percent(fitted)
+    if footage is None or not fitted or tracked < MIN_TRACKED_SHARE:
+        kind = "unknown"
+    elif median <= STILL_PERCENT and peak <= STILL_PEAK_PERCENT:
+        kind = "static"
+    else:
+        moving = [pair for pair in fitted if pair.percent / pair.seconds > STILL_PERCENT]
+        kind = motion_kind(moving, footage.size, shake)
     return CameraMotion(
-        percent_per_second=float(np.median(moves)) if moves else 0.0,
-        residual_percent=float(np.median(residuals)) if residuals else 0.0,
-        num_tracks=int(np.median(counts)) if counts else 0,
-        tracked_share=len(moves) / max(1, len(counts)),
+        percent_per_second=median,
+        peak_percent_per_second=peak,
+        residual_percent=_median([pair.residual_percent for pair in fitted]),
+        num_tracks=int(_median(counts)),
+        tracked_share=tracked,
+        pan_percent_per_second=_median(
+            [float(np.linalg.norm(pair.shift)) / pair.seconds for pair in fitted]
+        ),
+        zoom_percent_per_second=_median(
+            [100 * abs(pair.log_scale) / pair.seconds for pair in fitted]
+        ),
+        roll_degrees_per_second=_median([abs(pair.turn) / pair.seconds for pair in fitted]),
+        shake_percent=shake,
+        background_variance=_median(changes),
+        kind=kind,
     )
 
 
-class _Work:
-    """Grey frames at the work size and masks without people, made when first needed."""
-
-    def __init__(self, frames: Sequence[np.ndarray], boxes: np.ndarray | None):
-        self.frames, self.boxes = frames, boxes
-        self.grey_of: dict[int, np.ndarray] = {}
-
-    def grey(self, index: int) -> np.ndarray:
-        if index not in self.grey_of:
-            frame = self.frames[index]
-            scale = min(1.0, WORK_SIDE / max(frame.shape[:2]))
-            size = [max(2, round(side * scale)) for side in frame.shape[1::-1]]
-            small = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
-            self.grey_of[index] = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
-        return self.grey_of[index]
-
-    def background(self, index: int) -> np.ndarray:
-        """uint8 mask (H, W), 255 where no person is."""
-        mask = np.full(self.grey(index).shape, 255, np.uint8)
-        if self.boxes is not None:
-            size = np.array(mask.shape[::-1])
-            for box in self.boxes[index]:
-                extent = box[2:] - box[:2]
-                if (extent <= 0).any():
-                    continue
-                grown = np.concatenate(
-                    [box[:2] - BOX_MARGIN * extent, box[2:] + BOX_MARGIN * extent]
-                )
-                x1, y1, x2, y2 = (grown.clip(0, 1) * np.tile(size, 2)).round().astype(int)
-                mask[y1:y2, x1:x2] = 0
-        return mask
-
-    def pair(self, first: int, second: int) -> tuple[float | None, float, int]:
-        """Displacement and residual in % of the long side (None: no fit), and points followed."""
-        one, two = self.grey(first), self.grey(second)
-        points = _spread_corners(one, self.background(first))
-        if len(points) < MIN_POINTS:
-            return None, 0.0, len(points)
-        there, back_error = _follow(one, two, points)
-        inside = ((there >= 0) & (there <= np.array(two.shape[::-1]) - 1)).all(1)
-        mask = self.background(second)
-        x, y = there.clip(0, np.array(two.shape[::-1]) - 1).round().astype(int).T
-        kept = inside & (back_error < FORTH_AND_BACK) & (mask[y, x] > 0)
-        points, there = points[kept], there[kept]
-        if len(points) < MIN_POINTS:
-            return None, 0.0, len(points)
-        return self._fit(points, there, one.shape)
-
-    def _fit(
-        self, points: np.ndarray, there: np.ndarray, shape: tuple[int, ...]
-    ) -> tuple[float | None, float, int]:
-        cv2.setRNGSeed(0)
-        if len(points) < MIN_HOMOGRAPHY_POINTS:
-            # Eight unknowns from a handful of points in one corner say nothing of the rest.
-            affine, inliers = cv2.estimateAffinePartial2D(
-                points, there, method=cv2.RANSAC, ransacReprojThreshold=REPROJECTION
-            )
-            matrix = None if affine is None else np.vstack([affine, [0, 0, 1]])
-        else:
-            matrix, inliers = cv2.findHomography(points, there, cv2.USAC_MAGSAC, REPROJECTION)
-        if matrix is None or inliers is None or inliers.mean() < MIN_INLIERS:
-            return None, 0.0, len(points)
-        placed = cv2.perspectiveTransform(points[None].astype(np.float64), matrix)[0]
-        shift = np.linalg.norm(placed - points, axis=1)[inliers.ravel() > 0]
-        if not np.isfinite(shift).all():
-            return None, 0.0, len(points)
-        residual = np.median(np.linalg.norm(placed - there, axis=1))
-        percent = 100 / max(shape)
-        return float(np.median(shift) * percent), float(residual * percent), len(points)
+def _median(values: Sequence[float]) -> float:
+    return float(np.median(values)) if len(values) else 0.0
 
 
-def _spread_corners(grey: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Corners (M, 2), the best of each cell so that one busy object cannot have them all."""
-    height, width = grey.shape
-    found = []
-    per_cell = max(1, MAX_POINTS // CELLS**2)
-    for row in range(CELLS):
-        for column in range(CELLS):
-            top, bottom = row * height // CELLS, (row + 1) * height // CELLS
-            left, right = column * width // CELLS, (column + 1) * width // CELLS
-            part = grey[top:bottom, left:right]
-            corners = cv2.goodFeaturesToTrack(
-                part, per_cell, 0.05, 5, mask=mask[top:bottom, left:right], blockSize=5
-            )
-            if corners is not None:
-                found.append(corners.reshape(-1, 2) + np.array([left, top]))
-    return np.concatenate(found).astype(np.float32) if found else np.zeros((0, 2), np.float32)
+def _choose_pairs(num_frames: int, fps: float) -> list[tuple[int, int]]:
+    """Pairs of frames SPAN_SECONDS apart: all of a short shot; of a longer one such that the next
+    begins where one ends; of a long one two of these at a time, spread over it.
+    """
+    step = min(max(1, round(SPAN_SECONDS * fps)), max(1, num_frames - 1))
+    stride = 1 if num_frames - step <= FEW_PAIRS else step
+    starts = np.arange(0, num_frames - step, stride)
+    if len(starts) > MAX_PAIRS:
+        groups = np.linspace(0, len(starts) - 2, MAX_PAIRS // 2).round().astype(int)
+        starts = starts[np.unique(np.concatenate([groups, groups + 1]))]
+    return [(int(start), int(start) + step) for start in starts]
 
 
-def _follow(one: np.ndarray, two: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where points (M, 2) of one frame are in the other, and how far back-tracking misses."""
-    there, found = _flow(one, two, points)
-    back, returned = _flow(two, one, there)
-    missed = np.linalg.norm(back - points, axis=1)
-    return there, np.where(found & returned, missed, np.inf)
-
-
-def _flow(one: np.ndarray, two: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points (M, 2) of one frame in the other by pyramidal Lucas-Kanade, and which were found."""
-    there, found, _ = cv2.calcOpticalFlowPyrLK(
-        one, two, points[:, None], points[:, None].copy(), winSize=(21, 21), maxLevel=4
-    )
-    return there[:, 0], found.ravel() > 0
+def _background_change(footage: Footage, motion: PairMotion) -> float | None:
+    """Variance between the background of two aligned frames; None where hardly any is in both."""
+    one, two = footage.colour(motion.first), footage.colour(motion.second)
+    size = (one.shape[1], one.shape[0])
+    shrink = np.diag([size[0] / footage.size[0], size[1] / footage.size[1], 1.0])
+    matrix = shrink @ motion.matrix @ np.linalg.inv(shrink)
+    mask = footage.background(motion.first, motion.second, size)
+    shared = (cv2.warpPerspective(mask, matrix, size) == 255) & (mask > 0)
+    if shared.mean() < MIN_BACKGROUND:
+        return None
+    moved = cv2.warpPerspective(one, matrix, size)
+    # Half the mean square of the difference of two samples is their variance.
+    return float((cv2.absdiff(moved, two)[shared].astype(np.float64) ** 2).mean() / 2)
