@@ -19,7 +19,7 @@ from pipelines.models import ENVIRONMENT, face_packs, locate_face_pack
 
 MIN_SCORE = 0.5
 # The smaller inputs see faces that fill the frame, but also faces that are none.
-CLOSE_SCORE = 0.6
+SURE_SCORE = 0.6
 DETECTION_SIZES = (640, 320)
 CASCADE_SIDE = 480
 OVERLAP = 0.4
@@ -89,16 +89,22 @@ class InsightFaceBackend:
         return int(self._recogniser.get_feat(np.zeros((*size, 3), np.uint8)).size)
 
     def detect(self, frame: np.ndarray) -> list[Face]:
-        """Faces of a frame, largest first. Faces that fill the frame are looked for last."""
+        """Faces of a frame, largest first.
+
+        A face that fills the frame is not seen at the size that small ones need, or only half, so
+        a frame without a sure face is looked at smaller and then with a border around it.
+        """
         bgr = np.ascontiguousarray(frame[..., ::-1])
-        for size in DETECTION_SIZES:
-            score = MIN_SCORE if size == DETECTION_SIZES[0] else CLOSE_SCORE
-            if faces := self._detect(bgr, size, score):
+        first, *smaller = DETECTION_SIZES
+        unsure = self._detect(bgr, first, MIN_SCORE)
+        if any(face.score >= SURE_SCORE for face in unsure):
+            return unsure
+        for size in smaller:
+            if faces := self._detect(bgr, size, SURE_SCORE):
                 return faces
-        height, width = frame.shape[:2]
-        border = max(height, width) // 2
+        border = max(frame.shape[:2]) // 2
         padded = np.pad(bgr, ((border, border), (border, border), (0, 0)))
-        return self._detect(padded, DETECTION_SIZES[-1], CLOSE_SCORE, border)
+        return self._detect(padded, DETECTION_SIZES[-1], SURE_SCORE, border) or unsure
 
     def _detect(self, bgr: np.ndarray, size: int, min_score: float, border: int = 0) -> list[Face]:
         boxes, landmarks = self._detector.detect(bgr, input_size=(size, size))
