@@ -13,6 +13,7 @@ from infra.verbs import (
     bench,
     create,
     data,
+    encode,
     evaluate,
     machine,
     models,
@@ -37,6 +38,7 @@ machine.register(app)
 models.register(app)
 data.register(app)
 shards.register(app)
+encode.register(app)
 train.register(app)
 align.register(app)
 create.register(app)

@@ -14,7 +14,8 @@ ORDER = ("animator", "pipelines", "inference", "training", "infra")
 FENCES = {
     "ray": (
         "pipelines/curation",
-        "pipelines/encode.py",
+        "pipelines/encode",
+        "pipelines/ray_session.py",
         "inference/batch.py",
         "inference/serve.py",
         "training/launch.py",
