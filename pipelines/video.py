@@ -121,18 +121,20 @@ def iter_frames(
     max_side: int | None = None,
     limits: VideoLimits | None = None,
     stats: DecodeStats | None = None,
+    exact: bool = True,
 ) -> Iterator[np.ndarray]:
     """Frames (H, W, 3) uint8 RGB at the constant rate `fps` (default: the source's average).
 
     Frame k is the one on screen at start + k / fps seconds; the span ends before `end` or with the
     video. `size` is (height, width), exact; `max_side` shrinks to it and keeps the aspect. Damaged
-    packets are skipped and counted in `stats`. Raises VideoError.
+    packets are skipped and counted in `stats`. `exact=False` is cheaper and may be a grey level off
+    here and there. Raises VideoError.
     """
     path, limits = Path(path), limits or VideoLimits()
     _check_span(start, end, fps, size, max_side)
     with open_media(path, limits) as container:
         source, first = open_source(container, path, limits, stats or DecodeStats())
-        to_rgb = RgbConverter(source, size or fit(source.size, max_side))
+        to_rgb = RgbConverter(source, size or fit(source.size, max_side), exact=exact)
         rate = float(fps or source.fps)
         with closing(shown_frames(source, first, start, end, rate)) as shown:
             last_frame, last_image = None, None

@@ -1,55 +1,70 @@
-"""The models at work: scores of a shot from sampled frames, pose and faces of a kept clip.
+"""The models at work: what is seen in sampled frames of a shot, pose and faces of a kept clip.
 
 T frames, P people. Coordinates are 0..1 of the frame; absent people are zeros.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from animator.keypoints import VISIBLE
-from pipelines.camera import camera_motion
-from pipelines.curation import filters
+from pipelines.camera import measure_camera, open_camera_backend
 from pipelines.curation.config import CurationConfig
+from pipelines.curation.face_scores import face_scores, main_faces
+from pipelines.curation.filters import Series
 from pipelines.curation.frames import FrameStream
+from pipelines.curation.people import people_scores
+from pipelines.curation.pose_parts import pose_scores
 from pipelines.curation.tracks import FaceLinker, spread_keyframes, strongest
 from pipelines.faces import Face, open_face_backend
 from pipelines.pose import PoseTrack
 from pipelines.pose_backends import open_pose_backend
 from pipelines.schema import FaceTrack, Scores
-from pipelines.video import VideoInfo, VideoLimits, decode
+
+# Whether a person stays the same needs so many looks at the main face, spread over the clip.
+_EMBEDDED_FRAMES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoredShot:
-    """A shot's scores, and its middle frame with what was seen in it, for the report."""
+class Seen:
+    """What the models found in T sampled frames.
 
-    scores: Scores
-    frame: np.ndarray
-    pose: PoseTrack
-    faces: list[Face]
+    embeddings: (D,) of the main face of some frames, None for the others; all None where the face
+        model knows no identity.
+    """
+
+    track: PoseTrack
+    faces: list[list[Face]]
+    embeddings: list[np.ndarray | None]
 
 
 class Perception:
-    """The face and pose models of a run, opened once a process."""
+    """The face, pose and camera models of a run, opened once a process."""
 
     def __init__(self, config: CurationConfig) -> None:
         self.config = config
         # Workers fill the cores; one thread each also keeps sums in one order.
         self.face = open_face_backend(config.faces.backend, threads=1)
         self.pose = open_pose_backend(config.pose.backend, threads=1)
+        self.camera = open_camera_backend(config.camera.backend)
 
     def names(self) -> dict[str, str]:
         """The name of each model, which every shard of a run must share."""
-        return {"face": self.face.name, "pose": f"{self.pose.name} ({self.pose.reason})"}
+        return {
+            "face": self.face.name,
+            "pose": f"{self.pose.name} ({self.pose.reason})",
+            "camera": self.camera.name,
+        }
 
     def notes(self) -> tuple[str, ...]:
         """Which models were taken, and why, in words."""
         return (
             f"face model {self.face.name}: {self.face.reason}",
             f"pose model {self.pose.name}: {self.pose.reason}",
+            f"camera measure {self.camera.name}: {self.camera.reason}",
         )
 
     def describe(self) -> dict[str, dict[str, Any]]:
@@ -65,44 +80,20 @@ class Perception:
                 "licence": self.pose.licence,
                 "visible_from": VISIBLE,
             },
-            "camera": {"name": "optical flow and robust homography", "licence": "Apache-2.0"},
+            "camera": self.camera.describe(),
         }
 
-    def score(
-        self, path: Path, info: VideoInfo, span: tuple[float, float], limits: VideoLimits
-    ) -> ScoredShot:
-        """Every score of one shot, whatever the rules will say.
-
-        Raises:
-            VideoError: the span does not decode.
-        """
-        start, end = span
-        samples = self.config.samples
-        fps = min(samples.fps, info.fps, samples.max_frames / (end - start))
-        options = {"fps": fps, "max_side": samples.side, "limits": limits}
-        frames = list(decode(path, start=start, end=end, **options))
-        times = start + np.arange(len(frames)) / fps
-        track = self.pose.track(frames, source=path, times=times)
-        people = track.boxes if track.boxes.shape[1] else None
-        motion = camera_motion(frames, fps, people)
+    def see(self, frames: Sequence[np.ndarray], times: np.ndarray, source: Path) -> Seen:
+        """People and faces in sampled RGB frames, at `times` seconds of the file `source`."""
+        track = self.pose.track(frames, source=source, times=times)
         faces = [self.face.detect(frame) for frame in frames]
-        scores: Scores = {
-            "seconds": end - start,
-            "width": info.width,
-            "height": info.height,
-            "fps": info.fps,
-            "camera_percent_per_second": motion.percent_per_second,
-            "camera_residual_percent": motion.residual_percent,
-            "camera_tracks": motion.num_tracks,
-            "camera_tracked_share": motion.tracked_share,
-        }
-        scores |= filters.face_scores(frames, faces, self.config.faces.min_score)
-        scores |= filters.pose_scores(track, self.config.pose.max_missing)
-        scores["pose_backend"] = track.backend
-        middle = len(frames) // 2
-        return ScoredShot(
-            scores=scores, frame=frames[middle], pose=_frame_of(track, middle), faces=faces[middle]
-        )
+        return Seen(track=track, faces=faces, embeddings=self._embeddings(frames, faces))
+
+    def measure_camera(
+        self, frames: Sequence[np.ndarray], fps: float, boxes: np.ndarray | None
+    ) -> Scores:
+        """How the camera moves, for backends that are networks; people's `boxes` (T, P, 4)."""
+        return measure_camera(frames, fps, boxes, self.camera)
 
     def annotate(
         self, clip: Path, fps: float, num_frames: int, source: Path, start: float
@@ -126,19 +117,38 @@ class Perception:
         linker = FaceLinker(self.config.pose.max_people)
         sampled = FrameStream(clip, fps, num_frames, max(1, round(fps / self.config.samples.fps)))
         for number, frame in zip(sampled.numbers, sampled, strict=True):
-            linker.add(number, self._faces_of(frame))
+            linker.add(number, self._stored_faces(frame))
         return pose, linker.track(num_frames, pose, self.face.name, self.face.channel_order)
 
-    def _faces_of(self, frame: np.ndarray) -> list[tuple[Face, np.ndarray | None]]:
+    def _stored_faces(self, frame: np.ndarray) -> list[tuple[Face, np.ndarray | None]]:
         found = self.face.detect(frame)
-        faces = [face for face in found if face.score >= self.config.faces.min_score]
+        faces = [face for face in found if face.score >= self.config.faces.stored_min_score]
         if not self.config.faces.store_embeddings or not self.face.embedding_dim:
             return [(face, None) for face in faces]
         return [(face, self.face.embed(frame, face)) for face in faces]
 
+    def _embeddings(
+        self, frames: Sequence[np.ndarray], faces: Sequence[Sequence[Face]]
+    ) -> list[np.ndarray | None]:
+        embeddings: list[np.ndarray | None] = [None] * len(faces)
+        if not self.face.embedding_dim:
+            return embeddings
+        shown = [
+            (index, number) for index, number in enumerate(main_faces(faces)) if number is not None
+        ]
+        chosen = np.linspace(0, len(shown) - 1, min(_EMBEDDED_FRAMES, len(shown)))
+        for position in chosen.round().astype(int):
+            index, number = shown[position]
+            face = faces[index][number]
+            if np.isfinite(face.landmarks).all():
+                embeddings[index] = self.face.embed(frames[index], face)
+        return embeddings
 
-def _frame_of(track: PoseTrack, index: int) -> PoseTrack:
-    kept = slice(index, index + 1)
-    return replace(
-        track, keypoints=track.keypoints[kept], score=track.score[kept], boxes=track.boxes[kept]
-    )
+
+def seen_scores(frames: Sequence[np.ndarray], seen: Seen) -> tuple[Scores, Series]:
+    """Every score of the faces, the pose and the people in sampled frames."""
+    scores, series = face_scores(frames, seen.faces, seen.embeddings)
+    parts, missing = pose_scores(seen.track)
+    scores |= parts | people_scores(seen.track, seen.faces)
+    scores["pose_backend"] = seen.track.backend
+    return scores, series | missing

@@ -1,5 +1,9 @@
-"""A clip's frames as a sequence that holds only the few being looked at."""
+"""Frames as sequences that hold only the few being looked at: of a file, or set down on the disk.
 
+H W height and width
+"""
+
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import overload
@@ -56,3 +60,69 @@ class FrameStream(Sequence[np.ndarray]):
                 self._held[self._next] = frame
             self._next += 1
         return [self._held[number] for number in numbers]
+
+
+class FrameSpool:
+    """Frames (H, W, 3) uint8 of one size, raw in an open file that two processes may share.
+
+    What was just written is read from the system's page cache, which gives way where memory is
+    short. The slots of frames that are no longer wanted are used again.
+
+    Args:
+        descriptor: of a file open for reading and writing, empty for whoever writes into it.
+    """
+
+    def __init__(self, descriptor: int, shape: tuple[int, int]) -> None:
+        self.descriptor = descriptor
+        self.shape = (*shape, 3)
+        self.frame_bytes = 3 * shape[0] * shape[1]
+        self._used = 0
+        self._free: list[int] = []
+
+    def put(self, frame: np.ndarray) -> int:
+        """Write a frame; returns its slot."""
+        slot = self._free.pop() if self._free else self._used
+        data = np.ascontiguousarray(frame).data.cast("B")
+        offset = slot * self.frame_bytes
+        while data:
+            written = os.pwrite(self.descriptor, data, offset)
+            data, offset = data[written:], offset + written
+        self._used = max(self._used, slot + 1)
+        return slot
+
+    def drop(self, slot: int) -> None:
+        """Give a slot up to the next frame."""
+        self._free.append(slot)
+
+    def get(self, slot: int) -> np.ndarray:
+        """The frame in a slot. Raises VideoError where the file does not reach so far."""
+        frame = np.empty(self.shape, np.uint8)
+        data = frame.data.cast("B")
+        offset = slot * self.frame_bytes
+        while data:
+            read = os.preadv(self.descriptor, [data], offset)
+            if not read:
+                raise VideoError(f"frame {slot} was never set down")
+            data, offset = data[read:], offset + read
+        return frame
+
+
+class SpooledFrames(Sequence[np.ndarray]):
+    """Frames of a spool, in an order of their own, each read when it is asked for."""
+
+    def __init__(self, spool: FrameSpool, slots: Sequence[int]) -> None:
+        self.spool = spool
+        self.slots = list(slots)
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
+    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
+        """One frame, or the frames of a slice."""
+        if isinstance(index, slice):
+            return [self.spool.get(slot) for slot in self.slots[index]]
+        return self.spool.get(self.slots[index])

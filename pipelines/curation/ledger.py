@@ -22,7 +22,8 @@ WORK_FOLDER = ".work"
 THUMBS_FOLDER = "thumbs"
 _LOCK_FILE = ".lock"
 # A process that dies on a source is started again; after this many deaths the source is given up.
-MAX_DEATHS = 2
+# Videos are decoded in processes of their own, so it is hardly ever the source that kills this one.
+MAX_DEATHS = 4
 _READERS = 8
 
 
@@ -35,7 +36,7 @@ class Event:
     """A source is done: its verdict, and how many clips it gave.
 
     kind: of a failure (`permanent`, `transient`, `timeout`, …); None where it did not fail.
-    seconds: of wall time in each stage.
+    seconds: of wall time in each stage; video_seconds: how long the source is.
     """
 
     source: str
@@ -44,6 +45,7 @@ class Event:
     clips: int
     kind: str | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+    video_seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,39 +4,29 @@ Ray only executes. What is to be done is in the plan, what is done is in the sha
 outlives Ray, the driver and the machine.
 """
 
-import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipelines import shards
+from pipelines import schema, shards
 from pipelines.curation import ledger, report
 from pipelines.curation.annotate import Perception
 from pipelines.curation.config import CurationConfig
-from pipelines.curation.plan import (
-    Plan,
-    PlanError,
-    PlannedShard,
-    find_sources,
-    make_plan,
-    save_plan,
-)
+from pipelines.curation.ledger import DoneShards
+from pipelines.curation.plan import Plan, PlanError, load_plan, make_plan, save_plan
 from pipelines.curation.progress import Progress, report_progress
-from pipelines.curation.worker import process_shard
-from pipelines.schema import ShardRecord
+from pipelines.curation.sources import read_sources
+from pipelines.curation.worker import ShardWork
+from pipelines.ray_session import RunError, run_pool, session
 
-_OBJECT_STORE_BYTES = 256 << 20
-_MIN_CPUS = 4
+__all__ = ["Progress", "RunError", "RunSummary", "ShardWorker", "curate"]
 
-
-class RunError(RuntimeError):
-    """A run that could not finish; the same command goes on with what is left."""
+_SPARE_SECONDS = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +50,18 @@ def curate(
     *,
     workers: int | None = None,
     progress: Callable[[Progress], Any] | None = None,
+    retry_failed: bool = False,
+    limit: int | None = None,
 ) -> RunSummary:
     """Filter and annotate videos into shards; called again, it goes on where it was stopped.
 
     Args:
-        sources: folders, files, globs, or `.txt` lists of these.
-        out: the folder for the shards, `plan.json` and `report.html`.
+        sources: folders, files, globs, addresses, or manifests of these.
+        out: the folder for the shards, the plan and `report.html`.
         workers: processes, each with its own models; by default one a CPU.
         progress: called now and then with the state of the run.
+        retry_failed: work once more on the sources that failed.
+        limit: take only the first so many sources.
 
     Raises:
         PlanError: no sources, or `out` belongs to other settings or sources.
@@ -79,182 +73,113 @@ def curate(
     if workers is not None and workers < 1:
         raise PlanError(f"got {workers} workers, expected at least 1.")
     tell = progress or (lambda state: None)
-    uris = find_sources(sources)
+    table = read_sources(
+        sources, limit=limit, progress=lambda count: tell(Progress(stage="list", done=count))
+    )
     folder.mkdir(parents=True, exist_ok=True)
     with ledger.folder_lock(folder):
-        tell(Progress(stage="models", done=0, total=len(uris)))
+        tell(Progress(stage="models", total=table.num_rows))
         perception = Perception(config)
         models, notes = perception.names(), perception.notes()
         del perception
-        plan = make_plan(
-            uris, config, models, lambda n: tell(Progress(stage="hash", done=n, total=len(uris)))
-        )
-        save_plan(folder, plan)
-        done = ledger.done_shards(folder, plan)
-        ledger.clean_up(folder, plan, done)
+        plan = save_plan(folder, make_plan(table, config, models))
+        del table
+        done = ledger.clean_up(folder, plan, ledger.scan_done(folder, plan))
         (folder / ledger.THUMBS_FOLDER).mkdir(exist_ok=True)
-        todo = [shard for shard in plan.shards if shard.name not in done]
-        used = _run(folder, plan, todo, list(done.values()), workers, tell) if todo else 0
-        records = _finished(folder, plan)
-        tell(Progress(stage="report", done=len(plan.sources), total=len(plan.sources)))
-        report.write_report(folder, plan, records)
+        again = _again(done, retry_failed=retry_failed)
+        todo = [shard.name for shard in plan.shards() if _is_due(shard.name, done, again)]
+        used = _run(folder, plan, todo, again, done, workers, tell) if todo else 0
+        _check_all_committed(folder, plan)
+        from pipelines.curation.finish import finish_run
+
+        finish_run(
+            folder,
+            plan,
+            lambda stage, at, total: tell(Progress(stage="finish", done=at, total=total)),
+        )
+        tell(Progress(stage="report", done=plan.num_sources, total=plan.num_sources))
+        totals = report.write_report(folder)["summary"]
     return RunSummary(
         out=str(folder),
         seconds=round(time.monotonic() - began, 3),
         shards_done=len(todo),
-        shards_resumed=len(done),
+        shards_resumed=plan.num_shards - len(todo),
         workers=used,
         models=models,
         notes=notes,
-        totals=report.summarise(plan, records),
+        totals=totals,
     )
 
 
 class ShardWorker:
-    """A Ray actor: holds the models, takes shards by name, answers when they are committed."""
+    """A Ray actor: holds the models, takes shards by name, answers when they are committed.
 
-    def __init__(self, plan: Plan, folder: str, base: str, run: str) -> None:
-        self.plan = plan
+    Args:
+        again: the shards of which what was committed before is to be taken over.
+    """
+
+    def __init__(self, folder: str, base: str, run: str, again: frozenset[str]) -> None:
         self.folder = Path(folder)
-        self.base = Path(base)
-        self.journal = ledger.RunJournal(self.folder, run)
-        self.perception = Perception(plan.config)
-        found = self.perception.names()
-        if found != plan.models:
+        self.again = again
+        # Read from the folder: a plan of millions of sources never travels.
+        self.plan = load_plan(self.folder)
+        perception = Perception(self.plan.config)
+        found = perception.names()
+        if found != self.plan.models:
             raise RunError(
-                f"a worker found the models {found}, the plan has {plan.models}: give every "
+                f"a worker found the models {found}, the plan has {self.plan.models}: give every "
                 "machine the same ANIMATOR_MODELS."
             )
+        journal = ledger.RunJournal(self.folder, run)
+        self.work = ShardWork(self.folder, self.plan, journal, perception, Path(base))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Process the shards named in column `shard`."""
-        by_name = {shard.name: shard for shard in self.plan.shards}
-        for name in batch["shard"]:
-            process_shard(
-                self.folder,
-                self.plan,
-                by_name[str(name)],
-                self.journal,
-                self.perception,
-                self.base,
-            )
-        return {"shard": batch["shard"]}
+        """Process the shards named in column `item`."""
+        for name in map(str, batch["item"]):
+            previous = shards.committed(self.folder, name) if name in self.again else None
+            self.work.process(self.plan.shard(schema.shard_index(name)), previous)
+        return {"item": batch["item"]}
+
+
+def _again(done: DoneShards, *, retry_failed: bool) -> frozenset[str]:
+    """The shards that are there but not as they should be."""
+    return done.stale | {*done.not_stored, *(done.failed if retry_failed else ())}
+
+
+def _is_due(name: str, done: DoneShards, again: frozenset[str]) -> bool:
+    return name in again or name not in done.names
 
 
 def _run(
     folder: Path,
     plan: Plan,
-    todo: Sequence[PlannedShard],
-    done: Sequence[ShardRecord],
+    todo: Sequence[str],
+    again: frozenset[str],
+    done: DoneShards,
     workers: int | None,
     tell: Callable[[Progress], Any],
 ) -> int:
     """Process the shards on Ray; returns the number of workers used."""
     journal, run = ledger.RunJournal.create(folder)
+    slowest = (
+        plan.config.video.timeout_seconds + plan.config.download.timeout_seconds
+    ) * plan.sources_per_shard
+    arguments = (str(folder.resolve()), os.getcwd(), run, again)
     try:
-        with _ray(workers, len(todo)) as pool, report_progress(journal, plan, done, tell):
-            _execute(folder, plan, todo, run, pool)
-            return pool
+        with (
+            session(workers, len(todo)) as pool,
+            report_progress(journal, folder, plan, done, again, tell),
+        ):
+            run_pool(ShardWorker, arguments, todo, pool, slowest + _SPARE_SECONDS)
+            return pool.workers
     finally:
         journal.close()
 
 
-def _execute(folder: Path, plan: Plan, todo: Sequence[PlannedShard], run: str, pool: int) -> None:
-    import ray
-
-    slowest = plan.config.video.timeout_seconds * plan.config.output.sources_per_shard
-    with _quiet_ray_data(no_progress_seconds=slowest + 600):
-        dataset = ray.data.from_items(
-            [{"shard": shard.name} for shard in todo], override_num_blocks=len(todo)
-        ).map_batches(
-            ShardWorker,
-            fn_constructor_args=(plan, str(folder.resolve()), os.getcwd(), run),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=pool, max_tasks_in_flight_per_actor=1),
-            num_cpus=1,
-            num_gpus=_gpu_share(pool),
+def _check_all_committed(folder: Path, plan: Plan) -> None:
+    """Raises RunError where a shard is missing."""
+    left = ledger.scan_done(folder, plan).todo(plan)
+    if left:
+        raise RunError(
+            f"{len(left)} shards are not committed, the first is {left[0].name}: run again."
         )
-        finished = {row["shard"] for row in dataset.iter_rows()}
-    left = [shard.name for shard in todo if shard.name not in finished]
-    if left:
-        raise RunError(f"{len(left)} shards were not finished, the first is {left[0]}.")
-
-
-@contextmanager
-def _ray(workers: int | None, shards_todo: int) -> Iterator[int]:
-    """A Ray cluster, ours or one that is there, and how many workers fit on it.
-
-    Ray Data waits for ever, without a word, when the actors' CPUs and one more do not fit.
-    """
-    import ray
-
-    ours = not ray.is_initialized()
-    if ours:
-        # Its core writes remarks about its own actors to our standard error.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        wanted = min(workers or os.cpu_count() or 1, shards_todo)
-        quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(**quiet)
-        else:
-            ray.init(
-                num_cpus=max(_MIN_CPUS, os.cpu_count() or 1, wanted + 1),
-                object_store_memory=_OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                **quiet,
-            )
-            workers = wanted
-    try:
-        cpus = ray.cluster_resources().get("CPU", 0)
-        room = int(cpus) - 1
-        if room < 1 or (workers or 1) > room:
-            raise RunError(
-                f"{workers or 1} workers need {(workers or 1) + 1} CPUs, the Ray cluster has "
-                f"{cpus:g}: give fewer --workers or a larger cluster."
-            )
-        yield min(workers or room, room, shards_todo)
-    finally:
-        if ours:
-            ray.shutdown()
-
-
-@contextmanager
-def _quiet_ray_data(no_progress_seconds: float) -> Iterator[None]:
-    """Ray Data without its own bars and logs, and with an end to waiting for nothing."""
-    import ray
-
-    context = ray.data.DataContext.get_current()
-    logger = logging.getLogger("ray.data")
-    changes = {
-        "enable_progress_bars": False,
-        "print_on_execution_start": False,
-        "execution_no_progress_timeout_s": int(no_progress_seconds),
-    }
-    before = {name: getattr(context, name) for name in changes if hasattr(context, name)}
-    level = logger.level
-    try:
-        for name in before:
-            setattr(context, name, changes[name])
-        logger.setLevel(logging.ERROR)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(context, name, value)
-        logger.setLevel(level)
-
-
-def _gpu_share(pool: int) -> float:
-    """GPUs for each worker: an equal part of what the cluster has; 0 where it has none."""
-    import ray
-
-    gpus = ray.cluster_resources().get("GPU", 0)
-    return min(1.0, int(100 * gpus / pool) / 100) if gpus else 0.0
-
-
-def _finished(folder: Path, plan: Plan) -> list[ShardRecord]:
-    """The records of all shards of the plan. Raises RunError where one is missing."""
-    by_name = {record.name: record for record in shards.read_records(folder)}
-    left = [shard.name for shard in plan.shards if shard.name not in by_name]
-    if left:
-        raise RunError(f"{len(left)} shards are not committed, the first is {left[0]}: run again.")
-    return [by_name[shard.name] for shard in plan.shards]

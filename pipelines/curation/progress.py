@@ -3,66 +3,101 @@
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipelines.curation import ledger
+from pipelines.curation.ledger import DoneShards, Event
 from pipelines.curation.plan import Plan
-from pipelines.schema import ShardRecord
+from pipelines.curation.timings import append_timings
 
 _POLL_SECONDS = 0.5
 _LINE_SECONDS = 15.0
-_STAGES = {"models": "opening models", "hash": "reading files", "report": "writing the report"}
+_STAGES = {
+    "list": "listing sources",
+    "models": "opening models",
+    "finish": "looking for duplicates",
+    "report": "writing the report",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a run stands. `stage` is `hash`, `models`, `work` or `report`; ETA in seconds."""
+    """Where a run stands. `stage` is `list`, `models`, `work`, `finish` or `report`.
+
+    clips: kept; video_seconds: of the sources done in this run.
+    """
 
     stage: str
-    done: int
-    total: int
+    done: int = 0
+    total: int = 0
     kept: int = 0
     rejected: int = 0
     failed: int = 0
     clips: int = 0
+    video_seconds: float = 0.0
+    videos_per_hour: float | None = None
     eta_seconds: float | None = None
+
+
+class _Count:
+    """Counts events; one that is told again, of a shard that was begun anew, counts once."""
+
+    def __init__(self, done: DoneShards, again: frozenset[str]) -> None:
+        self.counts = {name: done.totals.get(name, 0) for name in ("kept", "rejected", "failed")}
+        if set(done.failed) <= again:
+            # These come again, one by one.
+            self.counts["failed"] = 0
+        self.clips = done.totals.get("clips", 0)
+        self.video_seconds = 0.0
+        # A number a source: millions of them must fit into the driver's memory.
+        self.seen: set[int] = set()
+
+    def add(self, events: Iterable[Event]) -> None:
+        for event in events:
+            if event.verdict not in self.counts:
+                continue
+            number = int(event.source, 16)
+            if number in self.seen:
+                continue
+            self.seen.add(number)
+            self.counts[event.verdict] += 1
+            self.clips += event.clips
+            self.video_seconds += event.video_seconds
 
 
 @contextmanager
 def report_progress(
     journal: ledger.RunJournal,
+    folder: Path,
     plan: Plan,
-    done: Sequence[ShardRecord],
+    done: DoneShards,
+    again: frozenset[str],
     tell: Callable[[Progress], Any],
 ) -> Iterator[None]:
-    """Tell of progress, from a thread, while the body runs."""
+    """Tell of progress, from a thread, while the body runs; stage times go to the folder."""
     stop = threading.Event()
-    verdicts = {
-        source.id: (source.verdict, sum(clip.verdict == "kept" for clip in source.clips))
-        for record in done
-        for source in record.sources
-    }
-    before, began = len(verdicts), time.monotonic()
+    count, began = _Count(done, again), time.monotonic()
 
     def look() -> None:
-        for event in journal.new_events():
-            verdicts[event.source] = (event.verdict, event.clips)
-        counts = [verdict for verdict, _ in verdicts.values()]
-        fresh, left = len(verdicts) - before, len(plan.sources) - len(verdicts)
-        eta = (time.monotonic() - began) / fresh * left if fresh else None
+        events = journal.new_events()
+        append_timings(folder, [(event.source, event.seconds) for event in events])
+        count.add(events)
+        known, fresh = min(sum(count.counts.values()), plan.num_sources), len(count.seen)
+        rate = fresh / max(time.monotonic() - began, 1e-6)
         tell(
             Progress(
                 stage="work",
-                done=len(verdicts),
-                total=len(plan.sources),
-                kept=counts.count("kept"),
-                rejected=counts.count("rejected"),
-                failed=counts.count("failed"),
-                clips=sum(clips for _, clips in verdicts.values()),
-                eta_seconds=eta,
+                done=known,
+                total=plan.num_sources,
+                **count.counts,
+                clips=count.clips,
+                video_seconds=count.video_seconds,
+                videos_per_hour=3600 * rate if fresh else None,
+                eta_seconds=(plan.num_sources - known) / rate if fresh else None,
             )
         )
 
@@ -104,7 +139,7 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
                 task,
                 description=_STAGES.get(state.stage, "curating"),
                 completed=state.done,
-                total=state.total,
+                total=state.total or None,
                 detail=_detail(state, colour=True),
             )
 
@@ -127,7 +162,8 @@ class _Lines:
             return
         self.stage, self.last = stage, now
         name = _STAGES.get(state.stage, "curating")
-        print(f"{name} {state.done}/{state.total} {_detail(state)}".rstrip(), file=sys.stderr)
+        of = f"/{state.total}" if state.total else ""
+        print(f"{name} {state.done}{of} {_detail(state)}".rstrip(), file=sys.stderr)
 
 
 def _detail(state: Progress, *, colour: bool = False) -> str:
@@ -139,6 +175,8 @@ def _detail(state: Progress, *, colour: bool = False) -> str:
         ("red", f"{state.failed} failed"),
     ]
     text = " · ".join(f"[{name}]{part}[/]" if colour else part for name, part in parts)
+    if state.videos_per_hour is not None:
+        text += f" · {state.video_seconds / 3600:.1f} h of video · {state.videos_per_hour:.0f}/h"
     if state.eta_seconds is None or state.done == state.total:
         return text
     minutes, seconds = divmod(round(state.eta_seconds), 60)

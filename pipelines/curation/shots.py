@@ -14,6 +14,8 @@ from typing import Literal
 
 import cv2
 import numpy as np
+from scenedetect import FrameTimecode
+from scenedetect.detectors import AdaptiveDetector
 
 from pipelines.curation.config import ShotConfig
 from pipelines.video import VideoInfo, VideoLimits, iter_frames
@@ -54,36 +56,56 @@ def find_shots(
         VideoError: the file stops decoding.
     """
     fps = min(info.fps, config.fps)
-    frames = iter_frames(path, fps=fps, max_side=config.side, limits=limits)
+    frames = iter_frames(path, fps=fps, max_side=config.side, limits=limits, exact=False)
     return scan_frames(frames, fps, config)
 
 
 def scan_frames(frames: Iterable[np.ndarray], fps: float, config: ShotConfig) -> ShotScan:
     """The shots of a run of small RGB frames (H, W, 3) at the constant rate `fps`."""
-    scanner = _Scanner(fps, config)
+    scanner = ShotScanner(fps, config)
     for frame in frames:
         scanner.add(frame)
     return scanner.finish()
 
 
-class _Scanner:
-    """Holds a second of frames; everything else is numbers a frame."""
+class _Detector(AdaptiveDetector):
+    """PySceneDetect's detector on RGB frames, with its own score from one call of OpenCV."""
+
+    _before: np.ndarray | None = None
+
+    def _calculate_frame_score(self, timecode: FrameTimecode, frame_img: np.ndarray) -> float:
+        """The mean difference of hue, saturation and value to the frame before, of equal weight."""
+        before, self._before = self._before, cv2.cvtColor(frame_img, cv2.COLOR_RGB2HSV)
+        if before is None:
+            return 0.0
+        return cv2.norm(self._before, before, cv2.NORM_L1) / self._before.size
+
+
+@dataclass(frozen=True)
+class _Thumb:
+    """A frame at 48 x 32 in grey: its levels, and how they deviate from their mean."""
+
+    levels: np.ndarray
+    deviation: np.ndarray
+    energy: float
+
+
+class ShotScanner:
+    """Takes small RGB frames one by one; holds a second of them, the rest is numbers a frame."""
 
     def __init__(self, fps: float, config: ShotConfig) -> None:
-        from scenedetect.detectors import AdaptiveDetector
-
         self.fps = fps
         self.config = config
         self.lags = sorted({max(2, round(seconds * fps)) for seconds in _DISSOLVE_SECONDS})
         self.settle = max(1, round(_SETTLE_SECONDS * fps))
-        self.detector = AdaptiveDetector(
+        self.detector = _Detector(
             adaptive_threshold=config.adaptive_threshold,
             min_scene_len=1,
             min_content_val=config.min_content,
         )
         self.count = 0
         self.recent: deque[np.ndarray] = deque(maxlen=2 * self.lags[-1] + 1)
-        self.thumbs: deque[np.ndarray] = deque(maxlen=2 * self.lags[-1] + 1)
+        self.thumbs: deque[_Thumb] = deque(maxlen=2 * self.lags[-1] + 1)
         self.empty: list[bool] = []
         self.before_empty: np.ndarray | None = None
         self.proposed: list[int] = []
@@ -91,19 +113,25 @@ class _Scanner:
         self.fades: list[tuple[int, int]] = []
         self.dissolves: list[tuple[float, int, int]] = []
 
+    @property
+    def shot_start(self) -> int:
+        """The frame that the shot began with, as far as cuts and fades are known by now."""
+        return max(self.hard[-1] if self.hard else 0, self.fades[-1][1] if self.fades else 0)
+
     def add(self, frame: np.ndarray) -> None:
         """Take the next frame."""
-        from scenedetect import FrameTimecode
-
-        thumb = cv2.resize(_grey(frame), _THUMB, interpolation=cv2.INTER_AREA).astype(np.float32)
+        small = cv2.resize(_grey(frame), _THUMB, interpolation=cv2.INTER_AREA)
+        mean, spread = cv2.meanStdDev(small)
+        levels = small.astype(np.float32).ravel()
+        deviation = levels - np.float32(mean[0, 0])
         self.recent.append(frame)
-        self.thumbs.append(thumb)
-        self._follow_fade(frame, bool(thumb.std() < self.config.uniform_spread))
-        bgr = np.ascontiguousarray(frame[..., ::-1])
-        found = self.detector.process_frame(FrameTimecode(self.count, float(self.fps)), bgr)
+        self.thumbs.append(_Thumb(levels, deviation, float(deviation @ deviation)))
+        self._follow_fade(frame, bool(spread[0, 0] < self.config.uniform_spread))
+        found = self.detector.process_frame(FrameTimecode(self.count, float(self.fps)), frame)
         self.proposed += [timecode.frame_num for timecode in found]
         self.count += 1
-        self._judge_proposals(self.settle)
+        if self.proposed:
+            self._judge_proposals(self.settle)
         self._look_for_dissolve()
 
     def finish(self) -> ShotScan:
@@ -166,7 +194,9 @@ class _Scanner:
         for lag in self.lags:
             if len(self.thumbs) < 2 * lag + 1:
                 return
-            window = [self.thumbs[-1 - 2 * lag + offset] for offset in _mix_offsets(lag)]
+            if not _unlike(self.thumbs[-1 - 2 * lag], self.thumbs[-1]):
+                continue
+            window = [self.thumbs[-1 - 2 * lag + offset].levels for offset in _mix_offsets(lag)]
             residual = _mix_residual(window)
             if residual is None or residual > self.config.dissolve_residual:
                 continue
@@ -190,21 +220,25 @@ def _mix_offsets(lag: int) -> tuple[int, ...]:
     return 0, lag // 2, lag, lag + lag // 2, 2 * lag
 
 
+def _unlike(one: _Thumb, two: _Thumb) -> bool:
+    """Whether two pictures show something, and have nothing in common."""
+    norm = (one.energy * two.energy) ** 0.5
+    if norm < 25.0 * len(one.levels):
+        return False
+    return float(one.deviation @ two.deviation) <= _DISSOLVE_CORRELATION * norm
+
+
 def _mix_residual(window: list[np.ndarray]) -> float | None:
     """How far the inner pictures are from a mix of the outer two; None where it is no mix.
 
-    A mix gets steadily more of the later picture, and the two pictures are unlike each other.
+    A mix gets steadily more of the later picture.
     """
-    first, last = window[0].ravel(), window[-1].ravel()
-    step = last - first
+    first = window[0]
+    step = window[-1] - first
     energy = float(step @ step)
-    one, two = first - first.mean(), last - last.mean()
-    norm = float(np.sqrt((one @ one) * (two @ two)))
-    if energy < 1e-6 or norm < 25.0 * len(one) or float(one @ two) > _DISSOLVE_CORRELATION * norm:
-        return None
     weights, residuals = [0.05], []
     for picture in window[1:-1]:
-        offset = picture.ravel() - first
+        offset = picture - first
         weight = float(np.clip(offset @ step / energy, 0.0, 1.0))
         rest = offset - weight * step
         weights.append(weight)
@@ -253,4 +287,4 @@ def _colour_overlap(before: np.ndarray, after: np.ndarray) -> float:
 
 
 def _grey(frame: np.ndarray) -> np.ndarray:
-    return cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY)
+    return cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)

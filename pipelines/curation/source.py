@@ -1,179 +1,287 @@
-"""One source video on its way: shots, scores, verdicts, and the members of its kept clips."""
+"""One source video in the process that decodes: shots, scores, verdicts, and its kept clips.
 
-import platform
-from dataclasses import replace
+The models are elsewhere (`Models`); what they find comes back as numbers.
+"""
+
+import errno
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cache
-from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from pipelines import schema
-from pipelines.curation.annotate import Perception, ScoredShot
+from pipelines.camera import FlowBackend, measure_camera
 from pipelines.curation.config import CurationConfig
-from pipelines.curation.filters import judge
-from pipelines.curation.ledger import THUMBS_FOLDER
-from pipelines.curation.plan import Plan, PlannedSource
-from pipelines.curation.shots import ShotScan, find_shots
-from pipelines.curation.thumbnails import draw_thumbnail, encode_jpeg
-from pipelines.schema import ClipRecord, Scores, SourceRecord
+from pipelines.curation.filters import Series, judge
+from pipelines.curation.frames import FrameSpool
+from pipelines.curation.quality import picture_scores
+from pipelines.curation.scan import SampledFrames, SourceScan, scan_source
+from pipelines.curation.shots import ShotScan
+from pipelines.curation.signature import clip_signature
+from pipelines.overrides import from_dict, to_dict
+from pipelines.schema import ClipRecord, Scores
 from pipelines.video import VideoInfo, VideoLimits, encode, iter_frames, probe
 
-_PACKAGES = ("stableanimator-pp", "av", "numpy", "opencv-python", "onnxruntime", "scenedetect")
+# The machine's troubles, not the source's: the run must stop, not write sources off.
+MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EIO}
 
-Members = dict[str, bytes | Path]
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What the decoder is told of a source.
+
+    path: the file; staging: the folder for encoded clips.
+    camera: the name of the camera backend; all but `flow` run where the models are.
+    """
+
+    id: str
+    sha256: str
+    path: str
+    staging: str
+    config: CurationConfig
+    camera: str = "flow"
 
 
-@cache
-def versions() -> dict[str, str]:
-    """Versions of the code and of the libraries that decide what is written."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What the decoder says of a source when it is done with it.
+
+    middles: the slot of the middle sampled frame of each clip; `shape` is the frames' height and
+        width.
+    seconds: of wall time by stage.
+    """
+
+    info: dict[str, Any]
+    clips: tuple[ClipRecord, ...]
+    middles: tuple[int, ...]
+    shape: tuple[int, int]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Models(Protocol):
+    """Whoever has the models; `pipelines.curation.service` says what may be asked."""
+
+    def ask(self, kind: str, data: Any) -> Any:
+        """The answer, as plain values."""
+        ...
+
+
+def parse_job(data: Any) -> Job:
+    """The job in plain values."""
+    return from_dict(Job, data)
+
+
+class Clock:
+    """Seconds of wall time by stage; a stage within another counts for itself alone."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._inner = 0.0
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time the body."""
+        began, outer, self._inner = time.perf_counter(), self._inner, 0.0
         try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            yield
+        finally:
+            whole = time.perf_counter() - began
+            self.seconds[name] = self.seconds.get(name, 0.0) + whole - self._inner
+            self._inner = outer + whole
 
 
 class SourceWork:
-    """One source on its way; `record` holds what is known so far, should the rest fail."""
+    """One source on its way.
 
-    def __init__(
-        self,
-        source: PlannedSource,
-        record: SourceRecord,
-        plan: Plan,
-        perception: Perception,
-        staging: Path,
-        base: Path,
-    ) -> None:
-        self.source = source
-        self.record = record
-        self.plan = plan
-        self.config: CurationConfig = plan.config
-        self.perception = perception
-        self.staging = staging
-        self.path = base / source.uris[0]
+    Args:
+        frames: the descriptor of an open, empty file for sampled frames.
+    """
+
+    def __init__(self, job: Job, models: Models, frames: int) -> None:
+        self.job = job
+        self.config = job.config
+        self.models = models
+        self.frames = frames
+        self.path = Path(job.path)
+        self.clock = Clock()
         self.limits = VideoLimits(
             max_bytes=self.config.video.max_bytes,
             max_pixels=self.config.video.max_pixels,
             max_seconds=self.config.video.max_seconds,
         )
 
-    def run(self) -> tuple[SourceRecord, Members]:
-        """Shots, scores, verdicts, and the members of kept clips."""
-        info = probe(self.path, self.limits)
-        self.record = replace(self.record, info=_video_info(info))
-        scan = find_shots(self.path, info, self.config.shots, self.limits)
-        self.record = replace(self.record, info=self.record.info | _scan_info(scan))
-        members: Members = {}
-        clips, shown = [], None
-        for number, span in enumerate(_spans(scan, self.config)):
-            shot = self.perception.score(self.path, info, span, self.limits)
-            scores = shot.scores | {"cuts": len(scan.cuts)}
-            reasons = judge(scores, self.config)
-            clip = ClipRecord(
-                key=schema.check_key(f"{self.source.id}_{number:03d}"),
-                start=span[0],
-                end=span[1],
-                verdict="rejected" if reasons else "kept",
-                reasons=reasons,
-                scores=scores,
-            )
-            if not reasons:
-                clip, files = self._store(clip, info)
-                members |= files
-            clips.append(clip)
-            shown = _better(shown, clip, shot)
-        if shown is not None:
-            self._save_thumbnail(shown[1])
-        self.record = replace(
-            self.record,
-            verdict="kept" if any(clip.verdict == "kept" for clip in clips) else "rejected",
-            reasons=_source_reasons(clips),
-            scores=_source_scores(clips),
-            clips=tuple(clips),
-        )
-        return self.record, members
+    def run(self) -> dict[str, Any]:
+        """Shots, scores, verdicts, kept clips; a `Report` as plain values.
 
-    def _store(self, clip: ClipRecord, info: VideoInfo) -> tuple[ClipRecord, Members]:
-        """Encode a clip and annotate the encoded frames."""
+        Raises:
+            VideoError: the file does not decode.
+        """
+        with self.clock.stage("probe"):
+            video = probe(self.path, self.limits)
+        info = _video_info(video)
+        # Should the rest fail, this much is known.
+        self.models.ask("known", info)
+        scan = self.scan(video)
+        info |= _scan_info(scan.shots)
+        clips, middles = [], []
+        for number, span in enumerate(_spans(scan.shots, self.config)):
+            sampled = scan.samples.of(*span)
+            clips.append(self._clip(number, span, sampled, scan, video))
+            middles.append(sampled.frames.slots[len(sampled.frames) // 2])
+        shape = scan.samples.spool.shape
+        report = Report(
+            info=info,
+            clips=tuple(clips),
+            middles=tuple(middles),
+            shape=(shape[0], shape[1]),
+            seconds={name: round(value, 6) for name, value in self.clock.seconds.items()},
+        )
+        return recorded(report)
+
+    def scan(self, video: VideoInfo) -> SourceScan:
+        """The one pass over the file."""
+        with self.clock.stage("scan"):
+            return scan_source(
+                self.path,
+                video,
+                self.config,
+                lambda shape: FrameSpool(self.frames, shape),
+                self.limits,
+            )
+
+    def cheap_scores(
+        self, sampled: SampledFrames, span: tuple[float, float], cuts: int, video: VideoInfo
+    ) -> Scores:
+        """What needs no model and no knowledge of people."""
+        scores: Scores = {
+            "seconds": span[1] - span[0],
+            "width": video.width,
+            "height": video.height,
+            "fps": video.fps,
+            "cuts": cuts,
+        }
+        with self.clock.stage("quality"):
+            return scores | picture_scores(sampled.frames)[0]
+
+    def camera_scores(
+        self, sampled: SampledFrames, boxes: np.ndarray | None, number: int = 0
+    ) -> Scores:
+        """How the camera moves, people (T, P, 4) left out."""
+        with self.clock.stage("camera"):
+            if self.job.camera == FlowBackend.name:
+                return measure_camera(sampled.frames, sampled.fps, boxes, FlowBackend())
+            request = _request(number, sampled) | {"fps": sampled.fps}
+            return self.models.ask("camera", request | {"masked": boxes is not None})
+
+    def _clip(
+        self,
+        number: int,
+        span: tuple[float, float],
+        sampled: SampledFrames,
+        scan: SourceScan,
+        video: VideoInfo,
+    ) -> ClipRecord:
+        scores, series = self._score(number, span, sampled, len(scan.shots.cuts), video)
+        reasons = judge(scores, series, self.config)
+        with self.clock.stage("quality"):
+            signature = clip_signature(sampled.frames)
+        clip = ClipRecord(
+            key=clip_key(self.job.sha256, number),
+            start=span[0],
+            end=span[1],
+            verdict="rejected" if reasons else "kept",
+            reasons=reasons,
+            scores=scores,
+            series=series,
+            signature=signature,
+        )
+        return clip if reasons else self._store(clip, video)
+
+    def _score(
+        self,
+        number: int,
+        span: tuple[float, float],
+        sampled: SampledFrames,
+        cuts: int,
+        video: VideoInfo,
+    ) -> tuple[Scores, Series]:
+        """Scores as a record keeps them, the cheap ones first."""
+        scores = recorded_scores(self.cheap_scores(sampled, span, cuts, video))
+        if self.config.stages.stop_early:
+            if judge(scores, {}, self.config):
+                return scores, {}
+            scores |= recorded_scores(self.camera_scores(sampled, None, number))
+            if judge(scores, {}, self.config):
+                return scores, {}
+        with self.clock.stage("models"):
+            request = _request(number, sampled) | {"times": sampled.times.tolist()}
+            seen = self.models.ask("see", request)
+        boxes = np.array(seen["boxes"], np.float32).reshape(len(sampled.frames), -1, 4)
+        people = boxes if boxes.shape[1] else None
+        scores |= recorded_scores(self.camera_scores(sampled, people, number))
+        return scores | seen["scores"], seen["series"]
+
+    def _store(self, clip: ClipRecord, video: VideoInfo) -> ClipRecord:
+        """Encode a clip and have it annotated."""
         output = self.config.output
-        rate = stored_rate(info.fps, output.max_fps)
-        path = self.staging / f"{clip.key}.mp4"
-        frames = iter_frames(
-            self.path,
-            start=clip.start,
-            end=clip.end,
-            fps=rate,
-            max_side=output.max_side,
-            limits=self.limits,
-        )
-        written = encode(
-            path, frames, fps=rate, crf=output.crf, gop=output.gop, preset=output.preset
-        )
-        clip = replace(
-            clip,
+        rate = stored_rate(video.fps, output.max_fps)
+        path = Path(self.job.staging) / f"{clip.key}.mp4"
+        with self.clock.stage("encode"):
+            frames = iter_frames(
+                self.path,
+                start=clip.start,
+                end=clip.end,
+                fps=rate,
+                max_side=output.max_side,
+                limits=self.limits,
+            )
+            written = encode(
+                path, frames, fps=rate, crf=output.crf, gop=output.gop, preset=output.preset
+            )
+        with self.clock.stage("annotate"):
+            self.models.ask(
+                "annotate",
+                {
+                    "key": clip.key,
+                    "start": clip.start,
+                    "fps": float(rate),
+                    "num_frames": written.num_frames,
+                },
+            )
+        return ClipRecord(
+            **{name: getattr(clip, name) for name in _JUDGED},
             num_frames=written.num_frames,
             fps=float(rate),
             width=written.width,
             height=written.height,
         )
-        pose, faces = self.perception.annotate(
-            path, float(rate), written.num_frames, self.path, clip.start
-        )
-        people = pose.score.shape[1]
-        arrays = {
-            "keypoints": pose.keypoints.astype(np.float32),
-            "score": pose.score.astype(np.float32),
-            "boxes": pose.boxes.astype(np.float32),
-            "track_ids": np.arange(people, dtype=np.int32),
-            "model": np.array(pose.backend),
-        }
-        schema.check_pose(arrays, written.num_frames, clip.key)
-        face_arrays = {
-            "boxes": faces.boxes,
-            "landmarks": faces.landmarks,
-            "score": faces.score,
-            "embeddings": faces.embeddings,
-            "model": np.array(faces.model),
-            "channel_order": np.array(faces.channel_order),
-        }
-        schema.check_faces(face_arrays, written.num_frames, clip.key)
-        return clip, {
-            f"{clip.key}.mp4": path,
-            f"{clip.key}.pose.npz": schema.pack_arrays(arrays),
-            f"{clip.key}.face.npz": schema.pack_arrays(face_arrays),
-            f"{clip.key}.json": schema.encode_json(self._clip_json(clip)),
-        }
 
-    def _clip_json(self, clip: ClipRecord) -> dict[str, Any]:
-        return {
-            "key": clip.key,
-            "source": {
-                "id": self.source.id,
-                "sha256": self.source.sha256,
-                "bytes": self.source.bytes,
-                "info": self.record.info,
-            },
-            "span": [clip.start, clip.end],
-            "fps": clip.fps,
-            "num_frames": clip.num_frames,
-            "size": [clip.height, clip.width],
-            "scores": clip.scores,
-            "provenance": {"uris": self.source.uris, "licence": "unknown", "uploader": None},
-            "models": self.perception.describe(),
-            "config_hash": self.plan.config_hash,
-            "versions": versions(),
-        }
 
-    def _save_thumbnail(self, shot: ScoredShot) -> None:
-        image = draw_thumbnail(shot.frame, shot.pose, shot.faces)
-        (self.staging / THUMBS_FOLDER / f"{self.source.id}.jpg").write_bytes(encode_jpeg(image))
+_JUDGED = ("key", "start", "end", "verdict", "reasons", "scores", "series", "signature")
+
+
+def clip_key(sha256: str, number: int) -> str:
+    """The key of a source's clip of that number: of the content, whatever its name."""
+    return schema.check_key(f"{sha256[:16]}_{number:03d}")
+
+
+def recorded(data: Any) -> Any:
+    """Dataclasses and values as a record keeps them: rounded, plain."""
+    return schema.decode_json(schema.encode_json(data), "a record")
+
+
+def recorded_scores(scores: Mapping[str, Any]) -> Scores:
+    """Scores as a record keeps them, so that they are judged alike now and whenever it is read."""
+    return {
+        name: float(value) if isinstance(value, int | float) else value
+        for name, value in recorded(scores).items()
+    }
 
 
 def stored_rate(fps: float, max_fps: float) -> Fraction:
@@ -183,19 +291,17 @@ def stored_rate(fps: float, max_fps: float) -> Fraction:
     return Fraction(fps / divisor).limit_denominator(1001)
 
 
+def _request(number: int, sampled: SampledFrames) -> dict[str, Any]:
+    """Which frames a question is about."""
+    frames = sampled.frames
+    return {"number": number, "slots": frames.slots, "shape": list(frames.spool.shape[:2])}
+
+
 def _video_info(info: VideoInfo) -> dict[str, Any]:
     """What `probe` found, for the record."""
-    return {
-        "width": info.width,
-        "height": info.height,
-        "fps": info.fps,
-        "seconds": info.seconds,
-        "codec": info.codec,
-        "rotation": info.rotation,
-        "pixel_aspect": info.pixel_aspect,
-        "variable_rate": info.variable_rate,
-        "has_audio": info.has_audio,
-    }
+    found = to_dict(info)
+    del found["num_frames"]
+    return found
 
 
 def _scan_info(scan: ShotScan) -> dict[str, Any]:
@@ -217,37 +323,3 @@ def _spans(scan: ShotScan, config: CurationConfig) -> list[tuple[float, float]]:
         edges = np.linspace(start, end, parts + 1)
         spans += [(float(low), float(high)) for low, high in pairwise(edges)]
     return spans
-
-
-def _better(
-    shown: tuple[tuple[bool, float], ScoredShot] | None, clip: ClipRecord, shot: ScoredShot
-) -> tuple[tuple[bool, float], ScoredShot]:
-    """The shot to show of a source: a kept one before others, then the longest."""
-    rank = (clip.verdict == "kept", clip.end - clip.start)
-    return (rank, shot) if shown is None or rank > shown[0] else shown
-
-
-def _source_reasons(clips: list[ClipRecord]) -> tuple[str, ...]:
-    """Why no clip was kept: the reasons of every clip, in the order of the rules; () if kept."""
-    if any(clip.verdict == "kept" for clip in clips):
-        return ()
-    return tuple(dict.fromkeys(reason for clip in clips for reason in clip.reasons))
-
-
-def _source_scores(clips: list[ClipRecord]) -> Scores:
-    """Scores of a whole source: means weighted by the clips' length, of the camera the most."""
-    if not clips:
-        return {}
-    weights = np.array([clip.end - clip.start for clip in clips])
-    scores: Scores = {}
-    for name in clips[0].scores:
-        if isinstance(clips[0].scores[name], str):
-            continue
-        values = np.array([clip.scores[name] for clip in clips], np.float64)
-        if name == "seconds":
-            scores[name] = float(values.sum())
-        elif name == "camera_percent_per_second":
-            scores[name] = float(values.max())
-        else:
-            scores[name] = float(np.average(values, weights=weights))
-    return scores

@@ -1,124 +1,333 @@
-"""From a planned shard to a committed one: every source scored, judged, and cut into clips."""
+"""From a planned shard to a committed one: every source fetched, judged, and cut into clips."""
 
-import errno
 import faulthandler
 import os
-from dataclasses import replace
+import platform
+import stat
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from pipelines import shards
+from pipelines import schema, shards
+from pipelines.curation import fetch
 from pipelines.curation.annotate import Perception
+from pipelines.curation.fetch import Fetched, FetchError
+from pipelines.curation.isolation import IsolatedWorker, SourceError
 from pipelines.curation.ledger import MAX_DEATHS, THUMBS_FOLDER, Event, RunJournal
+from pipelines.curation.members import clip_json, source_scores
+from pipelines.curation.outcomes import copy_of, count_verdicts, is_wanted, source_of
 from pipelines.curation.plan import Plan, PlannedShard, PlannedSource
-from pipelines.curation.source import Members, SourceWork, versions
+from pipelines.curation.service import SourceService
+from pipelines.curation.source import MACHINE_ERRORS, Clock, Job
+from pipelines.overrides import to_dict
 from pipelines.schema import ShardRecord, SourceRecord
+from pipelines.tars import Content, Slice, index_tar
 from pipelines.video import VideoError
 
+DOWNLOADS_FOLDER = ".downloads"
+_PACKAGES = ("stableanimator-pp", "av", "numpy", "opencv-python", "onnxruntime", "scenedetect")
 _ERROR_LENGTH = 300
-# The machine's troubles, not the source's: the run must stop, not write sources off.
-_MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE}
+# For models that hang: the decoder's own end has come long before.
+_GRACE_SECONDS = 300.0
+
+Members = dict[str, Content]
 
 
-class SourceError(ValueError):
-    """A source that cannot be worked on although its file decodes."""
+@cache
+def versions() -> dict[str, str]:
+    """Versions of the code and of the libraries that decide what is written."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
-def process_shard(
-    folder: Path,
-    plan: Plan,
-    shard: PlannedShard,
-    journal: RunJournal,
-    perception: Perception,
-    base: Path,
-) -> ShardRecord:
-    """Work through a shard's sources and commit it; a source that fails is recorded as failed.
+@dataclass(kw_only=True)
+class _Outcome:
+    """What became of one source so far."""
+
+    record: SourceRecord
+    members: Members
+
+
+class ShardWork:
+    """Works through the shards of a run, one at a time, in a process that holds the models.
 
     Args:
         base: the folder that relative names of sources start from.
     """
-    with journal.attempt(shard) as staging:
-        (staging / THUMBS_FOLDER).mkdir()
+
+    def __init__(
+        self, folder: Path, plan: Plan, journal: RunJournal, perception: Perception, base: Path
+    ) -> None:
+        self.folder = folder
+        self.plan = plan
+        self.config = plan.config
+        self.journal = journal
+        self.perception = perception
+        self.base = base
+        video = self.config.video
+        self.isolated = IsolatedWorker(
+            journal.root, timeout_seconds=video.timeout_seconds, max_memory=video.max_memory
+        )
+
+    def close(self) -> None:
+        """End the decoder."""
+        self.isolated.close()
+
+    def process(self, shard: PlannedShard, previous: ShardRecord | None = None) -> ShardRecord:
+        """Work through a shard's sources and commit it; one that fails is recorded as failed.
+
+        Args:
+            previous: the shard as it was committed before; of that, sources which did not fail and
+                whose clips are all stored are taken over.
+
+        Raises:
+            OSError: the machine is in trouble, such as a full disk.
+        """
+        if previous is None:
+            there = shards.committed(self.folder, shard.name)
+            if there is not None and there.config_hash == self.plan.config_hash:
+                return there
+        clock = Clock()
+        with self.journal.attempt(shard) as staging:
+            (staging / THUMBS_FOLDER).mkdir()
+            rows = self.plan.shard_rows(shard.index)
+            taken = self._reusable(previous)
+            outcomes: list[_Outcome] = []
+            firsts: dict[str, SourceRecord] = {}
+            for row in rows:
+                outcome = taken.get(row.id) or self._work(row, staging, firsts)
+                record = outcome.record
+                first = firsts.setdefault(record.sha256, record)
+                if record.verdict == "failed":
+                    # Others with the same bytes must say themselves what they are.
+                    firsts.pop(record.sha256, None)
+                elif first is not record and record.duplicate_of is None:
+                    outcome = _Outcome(record=copy_of(record, first.id), members={})
+                outcomes.append(outcome)
+            with clock.stage("pack"):
+                record = self._commit(shard, outcomes, staging, previous)
+        for row in rows:
+            fetch.discard(self.folder / DOWNLOADS_FOLDER, row.id)
+        self.journal.end(
+            Event(source=shard.name, verdict="packed", reasons=(), clips=0, seconds=clock.seconds)
+        )
+        return record
+
+    def _commit(
+        self,
+        shard: PlannedShard,
+        outcomes: list[_Outcome],
+        staging: Path,
+        previous: ShardRecord | None,
+    ) -> ShardRecord:
+        records = [outcome.record for outcome in outcomes]
         members: Members = {}
-        records = []
-        for source in plan.shard_sources(shard):
-            record, files = _process_safely(source, plan, perception, staging, journal, base)
-            members |= files
-            records.append(record)
+        for outcome in outcomes:
+            members |= outcome.members
+        models = self.perception.describe()
+        for record in records:
+            for clip in record.clips:
+                name = f"{clip.key}.json"
+                if f"{clip.key}.mp4" in members and name not in members:
+                    members[name] = clip_json(
+                        record, clip, models, self.plan.config_hash, versions()
+                    )
         tar = staging / f"{shard.name}.tar"
         sizes = shards.write_tar(tar, members)
         record = ShardRecord(
             name=shard.name,
-            config_hash=plan.config_hash,
+            config_hash=self.plan.config_hash,
             tar_sha256=shards.sha256_file(tar),
             tar_bytes=tar.stat().st_size,
             members=sizes,
-            counts=_counts(records),
+            counts=count_verdicts(records),
             sources=tuple(records),
-            models=perception.describe(),
+            models=models,
             versions=versions(),
         )
         for thumb in sorted((staging / THUMBS_FOLDER).iterdir()):
-            os.replace(thumb, folder / THUMBS_FOLDER / thumb.name)
-        shards.commit(folder, tar, record)
-    return record
+            os.replace(thumb, self.folder / THUMBS_FOLDER / thumb.name)
+        shards.commit(self.folder, tar, record)
+        return record
+
+    def _reusable(self, previous: ShardRecord | None) -> dict[str, _Outcome]:
+        """The sources of a committed shard that need not be worked on again, with their members."""
+        if previous is None or previous.config_hash != self.plan.config_hash:
+            return {}
+        tar = self.folder / f"{previous.name}.tar"
+        index = index_tar(tar)
+        taken = {}
+        for record in previous.sources:
+            if record.verdict == "failed" or is_wanted(record):
+                continue
+            names = [
+                f"{clip.key}.{suffix}" for clip in record.clips for suffix in schema.CLIP_MEMBERS
+            ]
+            members: Members = {name: Slice(tar, *index[name]) for name in names if name in index}
+            taken[record.id] = _Outcome(record=record, members=members)
+        return taken
+
+    def _work(self, row: PlannedSource, staging: Path, firsts: dict[str, SourceRecord]) -> _Outcome:
+        """One source's record and members; whatever goes wrong in it stays in it."""
+        deaths, clock = self.journal.begin(row.id), Clock()
+        blank = SourceRecord(
+            id=row.id,
+            sha256="",
+            bytes=0,
+            uris=(row.uri,),
+            verdict="failed",
+            reasons=("unreadable",),
+            provenance=_provenance(row),
+        )
+        attempt = _Attempt(self, row, staging, blank, clock)
+        kind = None
+        try:
+            if deaths >= MAX_DEATHS:
+                died = f"ended its worker process {deaths} times (crash or time limit)"
+                raise SourceError(died, "crash")
+            members = attempt.run(firsts)
+            record = attempt.record
+        except Exception as error:
+            if _is_of_machine(error):
+                raise
+            kind, members = getattr(error, "kind", "permanent"), {}
+            record = replace(
+                attempt.record,
+                verdict="failed",
+                reasons=("unreadable",),
+                error=_sentence(error, attempt.path),
+                info=attempt.record.info | {"failure": kind},
+                clips=(),
+            )
+        self.journal.end(
+            Event(
+                source=record.id,
+                verdict=record.verdict,
+                reasons=record.reasons,
+                clips=sum(clip.verdict == "kept" for clip in record.clips),
+                kind=kind,
+                seconds=clock.seconds,
+                video_seconds=float(record.info.get("seconds") or 0.0),
+            ),
+            given_up=deaths >= MAX_DEATHS,
+        )
+        return _Outcome(record=record, members=members)
 
 
-def _process_safely(
-    source: PlannedSource,
-    plan: Plan,
-    perception: Perception,
-    staging: Path,
-    journal: RunJournal,
-    base: Path,
-) -> tuple[SourceRecord, Members]:
-    """One source's record; whatever goes wrong in it stays in it."""
-    deaths = journal.begin(source.id)
-    blank = SourceRecord(
-        id=source.id,
-        sha256=source.sha256,
-        bytes=source.bytes,
-        uris=source.uris,
-        verdict="failed",
-        reasons=("unreadable",),
-    )
-    work = SourceWork(source, blank, plan, perception, staging, base)
-    members: Members = {}
-    # A decoder that never returns cannot be interrupted, so the process ends and is begun anew.
-    faulthandler.dump_traceback_later(plan.config.video.timeout_seconds, exit=True, file=2)
+class _Attempt:
+    """One source on its way; `record` holds what is known so far, should the rest fail."""
+
+    def __init__(
+        self,
+        work: ShardWork,
+        row: PlannedSource,
+        staging: Path,
+        record: SourceRecord,
+        clock: Clock,
+    ) -> None:
+        self.work = work
+        self.row = row
+        self.staging = staging
+        self.record = record
+        self.clock = clock
+        self.path = Path(row.uri)
+
+    def run(self, firsts: dict[str, SourceRecord]) -> Members:
+        """Fetch, and unless an earlier source of the shard has the same bytes, judge and cut."""
+        with self.clock.stage("fetch"):
+            fetched = fetch.fetch(
+                self.row.uri,
+                self.work.folder / DOWNLOADS_FOLDER,
+                self.work.config.download,
+                base=self.work.base,
+                expected_sha256=self.row.expected_sha256,
+            )
+        self.path = fetched.path
+        self.record = replace(
+            self.record,
+            bytes=fetched.bytes,
+            provenance=_provenance(self.row, fetched),
+        )
+        most = self.work.config.video.max_bytes
+        if fetched.bytes > most:
+            raise SourceError(
+                f"has {fetched.bytes} bytes, expected at most {most}: "
+                "cut the video or raise video.max_bytes"
+            )
+        with self.clock.stage("hash"):
+            sha256 = fetched.sha256 or _hash(fetched.path)
+        self.record = replace(self.record, sha256=sha256)
+        first = firsts.get(sha256)
+        if first is not None:
+            self.record = copy_of(self.record, first.id)
+            return {}
+        return self._isolated()
+
+    def _isolated(self) -> Members:
+        """The work that is done apart, and what comes of it."""
+        work, staging, sha256 = self.work, self.staging, self.record.sha256
+        service = SourceService(work.perception, self.path, sha256, staging, work.isolated.frames)
+        job = Job(
+            id=self.row.id,
+            sha256=sha256,
+            path=str(self.path),
+            staging=str(staging),
+            config=work.config,
+            camera=work.perception.camera.name,
+        )
+        # The second line, for models that never return: the process ends and is begun anew.
+        limit = work.config.video.timeout_seconds + _GRACE_SECONDS
+        faulthandler.dump_traceback_later(limit, exit=True, file=2)
+        try:
+            report = service.parse(work.isolated.run(to_dict(job), service))
+            thumbnail = service.thumbnail(report)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            self.record = replace(self.record, info=service.info)
+        (staging / THUMBS_FOLDER / f"{self.row.id}.jpg").write_bytes(thumbnail)
+        for stage, seconds in report.seconds.items():
+            self.clock.seconds[stage] = self.clock.seconds.get(stage, 0.0) + seconds
+        scores = source_scores(report.clips)
+        self.record = source_of(replace(self.record, info=report.info, scores=scores), report.clips)
+        return {
+            f"{clip.key}.{suffix}": staging / f"{clip.key}.{suffix}"
+            for clip in report.clips
+            if clip.verdict == "kept"
+            for suffix in schema.CLIP_MEMBERS
+            if suffix != "json"
+        }
+
+
+def _provenance(row: PlannedSource, fetched: Fetched | None = None) -> dict[str, Any]:
+    """What is known of where a source is from: the list's word before the site's."""
+    listed = {"licence": row.licence, "uploader": row.uploader, "title": row.title}
+    found = {"uri": row.uri, "licence": "unknown", "uploader": None}
+    found |= fetched.provenance if fetched else {}
+    return found | {name: value for name, value in listed.items() if value is not None}
+
+
+def _hash(path: Path) -> str:
+    """The SHA-256 of a file's bytes. Raises SourceError where they cannot be read."""
     try:
-        if deaths >= MAX_DEATHS:
-            raise SourceError(f"ended its worker process {deaths} times (crash or time limit)")
-        if source.error:
-            raise SourceError(source.error)
-        record, members = work.run()
-    except Exception as error:
-        if _is_of_machine(error):
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise SourceError("is no regular file, expected a video file")
+        return shards.sha256_file(path)
+    except OSError as error:
+        if error.errno in MACHINE_ERRORS:
             raise
-        record = replace(work.record, verdict="failed", reasons=("unreadable",), clips=())
-        record = replace(record, error=_sentence(error, work.path))
-    finally:
-        faulthandler.cancel_dump_traceback_later()
-    clips = sum(clip.verdict == "kept" for clip in record.clips)
-    event = Event(source=source.id, verdict=record.verdict, reasons=record.reasons, clips=clips)
-    journal.end(event, given_up=deaths >= MAX_DEATHS)
-    return record, members
-
-
-def _counts(records: list[SourceRecord]) -> dict[str, int]:
-    clips = [clip for record in records for clip in record.clips]
-    return {
-        "sources": len(records),
-        "kept": sum(record.verdict == "kept" for record in records),
-        "rejected": sum(record.verdict == "rejected" for record in records),
-        "failed": sum(record.verdict == "failed" for record in records),
-        "clips_kept": sum(clip.verdict == "kept" for clip in clips),
-        "clips_rejected": sum(clip.verdict == "rejected" for clip in clips),
-    }
+        raise SourceError(f"cannot be read ({error.strerror})", "transient") from None
 
 
 def _is_of_machine(error: BaseException | None) -> bool:
     while error is not None:
-        if getattr(error, "errno", None) in _MACHINE_ERRORS:
+        if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
             return True
         error = error.__cause__
     return False
@@ -128,6 +337,6 @@ def _sentence(error: Exception, path: Path) -> str:
     """An error as one line that says nothing of where the file lay, so that runs compare equal."""
     text = " ".join(str(error).split()) or type(error).__name__
     text = text.removeprefix(f"{path}: ").replace(str(path), path.name)
-    if not isinstance(error, VideoError | SourceError):
+    if not isinstance(error, VideoError | SourceError | FetchError):
         text = f"{type(error).__name__}: {text}"
     return text[:_ERROR_LENGTH]

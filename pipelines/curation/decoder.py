@@ -1,0 +1,123 @@
+"""The process in which videos are decoded: takes jobs, asks its parent for the models, reports.
+
+It holds no model and no secret. It imports neither Ray nor torch, may use so much memory and
+no more, and ends with its parent.
+"""
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from typing import Any
+
+from pipelines.curation.wire import Link
+
+_PR_SET_PDEATHSIG = 1
+# Kept back, so that a process which has run out of memory can still say so.
+_RESERVE_BYTES = 256 << 20
+
+
+def main(settings: dict[str, Any]) -> None:
+    """Work until the parent hangs up."""
+    _die_with_parent(settings["parent"])
+    # Control-C is for the parent to decide on.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    import cv2
+
+    from pipelines.curation.source import Job, SourceWork, parse_job
+
+    cv2.setNumThreads(1)
+    _limit(settings["max_memory"])
+    link = Link(socket.socket(fileno=settings["socket"]))
+    threading.Thread(target=_watch, args=(link.fileno(),), daemon=True).start()
+    link.send("ready", None)
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            message = link.receive()
+            assert message is not None
+            job: Job = parse_job(message[1])
+            try:
+                report = SourceWork(job, Parent(link), settings["frames"]).run()
+            except (EOFError, ConnectionError):
+                return
+            except Exception as error:
+                _leave_reserve(settings["max_memory"])
+                link.send("failed", describe_failure(error, job.path))
+            else:
+                link.send("done", report)
+
+
+class Parent:
+    """The parent as seen from here: it has the models."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    def ask(self, kind: str, data: Any) -> Any:
+        """What the parent answers. Raises EOFError where it is gone."""
+        self._link.send(kind, data)
+        message = self._link.receive()
+        assert message is not None
+        return message[1]
+
+
+def describe_failure(error: BaseException, path: str) -> dict[str, Any]:
+    """An error as plain values, in words that say nothing of where the file lay."""
+    from pipelines.curation.source import MACHINE_ERRORS
+
+    kind = "MemoryError" if _lacks_memory(error) else type(error).__name__
+    number = getattr(error, "errno", None)
+    name = os.path.basename(path)
+    text = (" ".join(str(error).split()) or type(error).__name__).removeprefix(f"{path}: ")
+    return {
+        "type": kind,
+        "text": text.replace(path, name),
+        "errno": number if isinstance(error, OSError) and number in MACHINE_ERRORS else None,
+    }
+
+
+def _lacks_memory(error: BaseException | None) -> bool:
+    while error is not None:
+        # OpenCV raises an error of its own, with this number.
+        if isinstance(error, MemoryError) or getattr(error, "code", None) == -4:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _die_with_parent(parent: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    # It may have died before that.
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _watch(descriptor: int) -> None:
+    """End the process when its parent hangs up, whatever it is doing."""
+    poll = select.poll()
+    poll.register(descriptor, getattr(select, "POLLRDHUP", 0) | select.POLLHUP)
+    poll.poll()
+    os._exit(1)
+
+
+def _limit(max_memory: int) -> None:
+    import resource
+
+    # A crash is expected now and then; its image would be as large as the memory.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if max_memory:
+        _, most = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (max_memory, most))
+
+
+def _leave_reserve(max_memory: int) -> None:
+    import resource
+
+    if max_memory:
+        _, most = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (max_memory + _RESERVE_BYTES, most))
