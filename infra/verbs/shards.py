@@ -97,6 +97,7 @@ def show(
     Example: animator shards show shards 1c32b457c6d97f6e_000
     """
     import json
+    from dataclasses import replace
 
     from pipelines.lookup import find
     from pipelines.overrides import to_dict
@@ -105,6 +106,11 @@ def show(
         _list(folder, as_json)
         return
     found = find(folder, name)
+    kept = [clip for clip in found.source.clips if clip.verdict == "kept"]
+    if found.clip is None and kept:
+        found = replace(found, clip=kept[0])
+        if len(kept) > 1:
+            note(f"{name} has {len(kept)} clips: {', '.join(clip.key for clip in kept[:8])}")
     title = found.clip.key if found.clip else found.source.id
     path = out or Path(f"{title}.png")
     path = path / f"{title}.png" if path.is_dir() else path

@@ -33,6 +33,8 @@ class ImportConfig:
     timeout_seconds: float = 3600.0
 
     def __post_init__(self) -> None:
+        # 24 and 24.0 are one setting, so they have to have one hash.
+        object.__setattr__(self, "fps", float(self.fps))
         if not 0 < self.fps <= 240:
             raise ExchangeError(f"fps is {self.fps}, expected a rate of 0 to 240 frames a second.")
         if not 0 <= self.crf <= 51:

@@ -73,7 +73,7 @@ def import_shards(
     if jobs < 0:
         raise ExchangeError(f"got {jobs} jobs, expected 0 or more.")
     listing = list_source(source, layout, config.pictures())
-    if folder.resolve().is_relative_to(listing.root) and folder.resolve() != listing.root.parent:
+    if folder.resolve().is_relative_to(Path(source).resolve()):
         raise ExchangeError(f"{folder} lies in {source}: give an --out folder outside of it.")
     folder.mkdir(parents=True, exist_ok=True)
     tell = progress or (lambda done, total, name: None)
