@@ -30,7 +30,9 @@ _GAPS = (0.015, 0.05)
 # A line is longer than high, and its strokes fill this much of it.
 _MIN_LENGTH = 2.5
 _MIN_FILL, _MAX_FILL = 0.1, 0.72
-_MIN_CROSSINGS = 1.2
+_MIN_JOINED = 0.35  # and with the gaps between them
+# Strokes crossed along each direction, over a stretch as long as the line is high, and in sum.
+_MIN_CROSSINGS, _MIN_ALL_CROSSINGS = 1.0, 2.4
 _MIN_MEDIAN_CONTRAST = 60
 _MAX_UNEVEN = 1.0
 _MAX_BESIDE = 0.3
@@ -81,7 +83,7 @@ def text_lines(grey: np.ndarray, later: np.ndarray) -> list[tuple[int, int, int,
             boxes = cv2.connectedComponentsWithStats(joined, connectivity=4)[2][1:]
             x, y, width, height, area = boxes.T
             fits = (height >= _MIN_HEIGHT * side) & (height <= _MAX_HEIGHT * side)
-            fits &= (width >= _MIN_LENGTH * height) & (area >= 0.45 * width * height)
+            fits &= (width >= _MIN_LENGTH * height) & (area >= _MIN_JOINED * width * height)
             for x, y, width, height in boxes[fits, :4].tolist():
                 row = _Row(x, y, width, height)
                 if row.is_text(strokes, contrast, grey):
@@ -108,6 +110,8 @@ class _Row:
         across = (mask[:, 1:] & ~mask[:, :-1]).sum() + mask[:, 0].sum()
         down = (mask[1:] & ~mask[:-1]).sum() + mask[0].sum()
         if min(across, down) < _MIN_CROSSINGS * self.width:
+            return False
+        if across + down < _MIN_ALL_CROSSINGS * self.width:
             return False
         if self._beside(strokes) > _MAX_BESIDE * fill:
             return False
