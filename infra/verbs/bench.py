@@ -1,13 +1,14 @@
 """bench: figures beside a named baseline, measured in one run."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from infra.console import emit, table
-from infra.verbs.options import AsJson
+from infra.console import emit, note, table
+from infra.verbs.options import AsJson, Settings
 
 Report = Annotated[Path | None, typer.Option(help="Also write the result as JSON.")]
 
@@ -19,6 +20,7 @@ def register(app: typer.Typer) -> None:
     )
     bench.command("forward")(forward)
     bench.command("alignment")(alignment)
+    bench.command("curate")(curate)
     app.add_typer(bench, name="bench")
 
 
@@ -82,6 +84,70 @@ def alignment(
         result = bench_alignment(config, lambda done, total: progress(done / total, "alignment"))
     _write(result, report)
     emit(result, as_json=as_json, show=_alignment_lines)
+
+
+def curate(
+    videos: Annotated[
+        list[Path] | None, typer.Argument(help="Folders or files of videos to measure on.")
+    ] = None,
+    parts: Annotated[
+        str, typer.Option(help="Which to measure: stages, shots, scaling, plan, cluster.")
+    ] = "stages,shots,scaling",
+    workers: Annotated[int, typer.Option(help="Workers of the run that is measured.")] = 1,
+    repeats: Annotated[int, typer.Option(help="Rounds beside the baselines.")] = 3,
+    run: Annotated[
+        Path | None, typer.Option(help="A finished run, whose stage times `cluster` plays with.")
+    ] = None,
+    sources: Annotated[int, typer.Option(help="Sources of the run that is played.")] = 1_000_000,
+    nodes: Annotated[int, typer.Option(help="Nodes of the played cluster.")] = 100,
+    cores: Annotated[int, typer.Option(help="Cores of a node.")] = 16,
+    gpus: Annotated[int, typer.Option(help="GPUs of a node.")] = 0,
+    gpu_speed: Annotated[float, typer.Option(help="Models on a GPU against one core here.")] = 20,
+    losses: Annotated[float, typer.Option(help="Times an hour that a node is lost.")] = 0.0,
+    settings: Settings = None,
+    report: Report = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure curation: where its time goes, its cost beside PySceneDetect, and how it grows.
+
+    Example: animator bench curate videos/ --report curate.json
+    """
+    from infra.bench_curate import CurateBench, measure
+
+    config = CurateBench(
+        videos=tuple(videos or ()),
+        parts=tuple(part.strip() for part in parts.split(",")),
+        workers=workers,
+        repeats=repeats,
+        run=run,
+        sources=sources,
+        nodes=nodes,
+        cores=cores,
+        gpus=gpus,
+        gpu_speed=gpu_speed,
+        losses=losses,
+        settings=tuple(settings or ()),
+    )
+    result = measure(config, note)
+    _write(result, report)
+    emit(result, as_json=as_json, show=_curate_lines)
+
+
+def _curate_lines(result: dict[str, Any]) -> Iterator[str]:
+    for part, found in result.items():
+        yield f"{part}:"
+        for name, value in found.items():
+            if isinstance(value, dict):
+                inner = (f"{key} {_short(entry)}" for key, entry in value.items())
+                yield f"  {name}: {', '.join(inner)}"
+            else:
+                yield f"  {name}: {value}"
+
+
+def _short(value: object) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{key}={entry}" for key, entry in value.items())
+    return str(value)
 
 
 def _write(result: dict[str, Any], report: Path | None) -> None:
