@@ -18,11 +18,12 @@ from pipelines.curation.config import DownloadConfig
 from pipelines.curation.fetch_attempts import Attempts
 from pipelines.curation.fetch_errors import FetchError
 from pipelines.curation.fetch_store import Kept
+from pipelines.curation.plan import source_id
 from pipelines.model_source import shown
 
-__all__ = ["FetchError", "Fetched", "discard", "download_id", "fetch", "is_remote"]
+__all__ = ["FetchError", "Fetched", "discard", "fetch", "is_remote"]
 
-_BUCKETS = ("s3", "s3a", "gs", "gcs")
+_BUCKETS = ("s3", "gs")
 _WEB = ("http", "https")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -42,11 +43,6 @@ class Fetched:
     temporary: bool
     provenance: dict[str, Any] = field(default_factory=dict)
     sha256: str | None = None
-
-
-def download_id(uri: str) -> str:
-    """The id of a source, 16 hex digits, by which its download is named."""
-    return hashlib.sha256(uri.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def is_remote(uri: str) -> bool:
@@ -77,6 +73,7 @@ def fetch(
             names the source without credentials, and no other path of this machine.
     """
     scheme = _SCHEME.match(uri)
+    expected_sha256 = expected_sha256.lower() if expected_sha256 else None
     try:
         if scheme is None:
             return _local(base / uri, config, expected_sha256)
@@ -84,6 +81,9 @@ def fetch(
     except FetchError as error:
         named = f"{_named(uri)} {error}."
         raise FetchError(named, error.kind, retry_after=error.retry_after) from None
+    except OSError as error:  # of the download folder; what was fetched from has its own
+        lost = fetch_errors.no_room(error.strerror)
+        raise FetchError(f"{_named(uri)} {lost}.", lost.kind) from None
 
 
 def discard(folder: Path, name: str) -> None:
@@ -122,7 +122,7 @@ def _remote(
     if scheme not in (*_BUCKETS, *_WEB):
         mend = "give the path itself" if scheme == "file" else "expected http, https, s3 or gs"
         raise FetchError(f"has the scheme {scheme}, which is not fetched: {mend}")
-    name = download_id(uri)
+    name = source_id(uri)
     kept = fetch_store.find(folder, name, uri)
     if kept is None or (expected_sha256 is not None and kept.sha256 != expected_sha256):
         attempts = Attempts(config, deadline)
@@ -157,17 +157,12 @@ def _from_web(
 
 
 def _download(uri: str, folder: Path, bring: Bring, expected_sha256: str | None) -> Kept:
-    name = download_id(uri)
+    name = source_id(uri)
     with fetch_store.attempt(folder, name) as place:
         said = bring(place / "whole")
         moment = datetime.now(UTC).isoformat(timespec="seconds")
         provenance = {"uri": uri, **said, "fetched_at": moment}
-        try:
-            kept = fetch_store.keep(folder, name, place / "whole", provenance)
-        except OSError as error:
-            raise FetchError(
-                f"could not be stored ({error.strerror}): make room and try again", "transient"
-            ) from None
+        kept = fetch_store.keep(folder, name, place / "whole", provenance)
     if expected_sha256 is not None and kept.sha256 != expected_sha256:
         fetch_store.discard(folder, name)
         _check_digest(kept.sha256, expected_sha256)
@@ -175,7 +170,7 @@ def _download(uri: str, folder: Path, bring: Bring, expected_sha256: str | None)
 
 
 def _check_digest(sha256: str, expected: str) -> None:
-    if sha256 != expected.lower():
+    if sha256 != expected:
         raise FetchError(
             f"has the SHA-256 {sha256[:16]}…, expected {expected[:16]}…: "
             "it is another file than was listed, list it anew"

@@ -13,7 +13,7 @@ from pipelines.curation.config import DownloadConfig
 from pipelines.curation.fetch_attempts import Attempts, too_slow
 from pipelines.curation.fetch_errors import FetchError
 
-SCHEMES = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
+_PUBLIC = "for a public bucket set FSSPEC_S3_ANON=true or FSSPEC_GS_TOKEN=anon"
 _PIECE = 8 << 20
 # What tells one version of an object from another.
 _IDENTITY = ("size", "ETag", "etag", "generation", "LastModified", "updated")
@@ -38,13 +38,13 @@ def fetch_bucket(
     after = _ask(files, "_info", path, attempts=attempts)
     if any(info.get(name) != after.get(name) for name in _IDENTITY):
         raise FetchError("changed while it was fetched: try again", "transient")
-    return {"extractor": SCHEMES[uri.partition("://")[0].lower()]}
+    return {"extractor": uri.partition("://")[0].lower()}
 
 
 def _filesystem(uri: str, config: DownloadConfig) -> Any:
     import fsspec
 
-    protocol = SCHEMES[uri.partition("://")[0].lower()]
+    protocol = uri.partition("://")[0].lower()
     seconds = config.socket_timeout_seconds
     options: dict[str, Any] = {"use_listings_cache": False}
     if protocol == "s3":
@@ -106,9 +106,9 @@ def _reason(error: Exception) -> FetchError:
     if isinstance(error, FileNotFoundError):
         return FetchError("is not there: check the bucket and the key, or leave it out")
     if names & {"NoCredentialsError", "DefaultCredentialsError", "PartialCredentialsError"}:
-        return FetchError("needs credentials, which this machine does not have: set them up")
+        return FetchError(f"needs credentials, which this machine lacks: give it some; {_PUBLIC}")
     if isinstance(error, PermissionError) or "Forbidden" in str(error):
-        return FetchError("may not be read: check the credentials of this machine")
+        return FetchError(f"may not be read: check this machine's credentials; {_PUBLIC}")
     if type(error) is OSError and error.errno in fetch_errors.LASTING:
         text = fetch_errors.plain(error.strerror or str(error))
         return FetchError(f"cannot be read ({text}): check the bucket and the key")

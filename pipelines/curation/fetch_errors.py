@@ -23,6 +23,10 @@ LASTING = {
     if (code := getattr(errno, name, None)) is not None
 }
 _BOT_CHECK = re.compile(r"not a (ro)?bot|sign in to confirm|log ?in required|login required", re.I)
+# What yt-dlp only says in words.
+_CUT_SHORT = re.compile(r"did not get any data|file is empty|content too short|more expected", re.I)
+_NO_ROOM = re.compile(r"no space left|disk quota", re.I)
+_TOO_LARGE = re.compile(r"file too large", re.I)
 _COOKIES = "give cookies of a browser that is signed in (--set download.cookies_file=FILE)"
 
 
@@ -77,6 +81,12 @@ def by_exception(error: BaseException) -> FetchError:
     text = plain(str(getattr(error, "msg", None) or error))
     if _BOT_CHECK.search(text):
         return FetchError(f"asks who is there ({text}): {_COOKIES}")
+    if _TOO_LARGE.search(text):
+        return too_large(None)
+    if _NO_ROOM.search(text):
+        return no_room("no space left")
+    if _CUT_SHORT.search(text):
+        return FetchError(f"broke off ({text}): try again later", "transient")
     for link in chain:
         if type(link).__name__ == "UnsupportedError":
             return FetchError("shows no video that is known how to get: give the video's address")
@@ -114,7 +124,7 @@ def _by_type(error: BaseException) -> FetchError | None:
             return FetchError("has a host that nobody knows: check the address")
         return FetchError("has a host that could not be looked up: try again later", "transient")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return FetchError("found no room on the disk: make room and try again", "transient")
+        return no_room("no space left")
     if isinstance(error, OSError) and error.errno == errno.EFBIG:
         return too_large(None)
     if isinstance(error, ConnectionError | TimeoutError) and not isinstance(error, ssl.SSLError):
@@ -127,6 +137,11 @@ def too_large(max_bytes: int | None) -> FetchError:
     """The source has more bytes than are allowed."""
     limit = "the allowed size" if max_bytes is None else f"{max_bytes} bytes"
     return FetchError(f"is larger than {limit}: leave it out or raise download.max_bytes")
+
+
+def no_room(reason: str | None) -> FetchError:
+    """The download folder takes no more."""
+    return FetchError(f"could not be stored ({reason}): make room and try again", "transient")
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
@@ -142,7 +157,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         # yt-dlp keeps the first cause in `exc_info`, urllib in `reason`.
         inner = getattr(link, "exc_info", None) or (None, None)
         waiting += [getattr(link, "cause", None), inner[1], getattr(link, "reason", None)]
-        waiting += [link.__cause__, link.__context__]
+        waiting += [*getattr(link, "unexpected_errors", ()), link.__cause__, link.__context__]
 
 
 def plain(text: str) -> str:

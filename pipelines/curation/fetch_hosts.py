@@ -17,6 +17,8 @@ from pathlib import Path
 from pipelines.curation.fetch_errors import FetchError
 
 _POLL = 0.2
+_STALE = 60.0
+_MAX_REST = 300.0  # whoever asks for more is given up, and asked again after that
 
 
 @contextmanager
@@ -31,10 +33,9 @@ def slot(host: str, limit: int, deadline: float | None) -> Iterator[None]:
         FetchError: transient, no place became free before the deadline.
     """
     name = _name(host)
-    descriptor = _lock_one(name, limit)
-    while descriptor is None:
+    while (place := _lock_one(name, limit)) is None:
         _sleep(_POLL * random.uniform(0.5, 1.5), deadline, host)
-        descriptor = _lock_one(name, limit)
+    path, descriptor = place
     try:
         while (left := _quiet_until(name) - time.time()) > 0:
             if deadline is not None and time.monotonic() + left > deadline:
@@ -46,36 +47,45 @@ def slot(host: str, limit: int, deadline: float | None) -> Iterator[None]:
             _sleep(min(left, 1.0), deadline, host)
         yield
     finally:
+        path.unlink(missing_ok=True)  # before the lock is let go, so it is nobody else's yet
         os.close(descriptor)
 
 
 def leave_alone(host: str, seconds: float) -> None:
-    """Nobody on this machine asks `host` for so long."""
+    """Nobody on this machine asks `host` for so long, or for five minutes."""
     path = _folder() / f"{_name(host)}.until"
     with suppress(OSError):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
-            until = time.time() + seconds
+            until = time.time() + min(seconds, _MAX_REST)
             os.utime(descriptor, (until, until))
         finally:
             os.close(descriptor)
 
 
 def _quiet_until(name: str) -> float:
+    path = _folder() / f"{name}.until"
     try:
-        return (_folder() / f"{name}.until").stat().st_mtime
+        until = path.stat().st_mtime
     except OSError:
         return 0.0
+    if until < time.time() - _STALE:
+        path.unlink(missing_ok=True)
+    return until
 
 
-def _lock_one(name: str, limit: int) -> int | None:
+def _lock_one(name: str, limit: int) -> tuple[Path, int] | None:
     for number in range(limit):
-        descriptor = os.open(_folder() / f"{name}.{number}", os.O_RDWR | os.O_CREAT, 0o600)
+        path = _folder() / f"{name}.{number}"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return descriptor
+            # The file may have been removed by its last holder since it was opened.
+            if os.path.samestat(path.stat(), os.fstat(descriptor)):
+                return path, descriptor
         except OSError:
-            os.close(descriptor)
+            pass
+        os.close(descriptor)
     return None
 
 

@@ -94,7 +94,7 @@ class _Site(yt_dlp.YoutubeDL):
 
 
 def fetch(request: dict[str, Any]) -> dict[str, Any]:
-    """Fetch `request["url"]` to OUTPUT in the current folder; what came of it, for JSON.
+    """Fetch `request["url"]` to OUTPUT in `request["folder"]`; what came of it, for JSON.
 
     `{"provenance": {…}}`, or `{"error": …, "kind": …, "retry_after": …}`; both with `retried`,
     how often a broken transfer was continued.
@@ -106,7 +106,7 @@ def fetch(request: dict[str, Any]) -> dict[str, Any]:
         info = _one_video(site, request["url"])
         _check(info, request)
         site.process_ie_result(info, download=True)
-        if not os.path.isfile(OUTPUT):
+        if not os.path.isfile(os.path.join(request["folder"], OUTPUT)):
             if notes.too_large:
                 raise fetch_errors.too_large(request["max_bytes"])
             raise FetchError(f"gave no file: {fetch_errors.plain(notes.last) or 'nothing came'}")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.curation.fetch_errors import FetchError
+from pipelines.curation.fetch_errors import no_room
 from pipelines.model_cache import write_json
 
 
@@ -77,12 +77,10 @@ def attempt(folder: Path, name: str) -> Iterator[Path]:
         _remove_dead(folder, name)
         place = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".part", dir=folder))
         lock = os.open(place, os.O_RDONLY)
-    except OSError as error:
-        raise FetchError(
-            f"found no place to be stored ({error.strerror}): make room and try again", "transient"
-        ) from None
-    try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise no_room(error.strerror) from None
+    try:
         yield place
     finally:
         shutil.rmtree(place, ignore_errors=True)

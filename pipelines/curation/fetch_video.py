@@ -17,7 +17,6 @@ from pipelines.curation import network_guard
 # Network stacks and readers of browsers' secrets that yt-dlp would use where they are installed;
 # the guard would not see some of them, and urllib's is enough.
 FOREIGN = ("curl_cffi", "requests", "websockets", "secretstorage", "mutagen", "xattr")
-MAX_MEMORY = 2 << 30
 OUTPUT = "video.bin"  # the fetched file, in the request's folder
 _SLACK = 1 << 20
 
@@ -31,7 +30,7 @@ def main() -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nothing, stream)
-    _limit(request["max_bytes"])
+    _limit(request["max_memory"], request["max_bytes"])
     for name in FOREIGN:
         sys.modules[name] = None  # type: ignore[assignment]
     os.environ["YTDLP_NO_PLUGINS"] = "1"
@@ -47,9 +46,9 @@ def _die_with_parent(lifeline: int) -> None:
     os._exit(1)
 
 
-def _limit(max_bytes: int) -> None:
+def _limit(max_memory: int, max_bytes: int) -> None:
     for kind, value in (
-        (resource.RLIMIT_AS, MAX_MEMORY),
+        (resource.RLIMIT_AS, max_memory),
         (resource.RLIMIT_FSIZE, max_bytes + _SLACK),
         (resource.RLIMIT_CORE, 0),
     ):

@@ -18,10 +18,12 @@ from pipelines.curation import fetch_hosts
 from pipelines.curation.config import DownloadConfig
 from pipelines.curation.fetch_attempts import Attempts, too_slow
 from pipelines.curation.fetch_errors import FetchError
-from pipelines.curation.fetch_video import MAX_MEMORY, OUTPUT
+from pipelines.curation.fetch_video import OUTPUT
 from pipelines.curation.network_guard import AllowedHosts
 
 _MODULE = "pipelines.curation.fetch_video"
+# Of address space; an ordinary page needs a tenth.
+MAX_MEMORY = 1 << 30
 _MAX_COOKIES = 8 << 20
 # What a Python needs to start, and where the machine's certificates are.
 _ENVIRONMENT = ("LD_LIBRARY_PATH", "PYTHONHOME", "SSL_CERT_FILE", "SSL_CERT_DIR", "TZ")
@@ -54,7 +56,7 @@ def fetch_web(
         if "error" in answer:
             after = answer.get("retry_after")
             if after:
-                fetch_hosts.leave_alone(host, min(after, config.timeout_seconds))
+                fetch_hosts.leave_alone(host, after)
             raise FetchError(answer["error"], answer["kind"], retry_after=after)
         return answer
 
@@ -90,6 +92,7 @@ def _request(url: str, folder: Path, config: DownloadConfig) -> dict[str, Any]:
         "url": url,
         "folder": str(folder.resolve()),
         "allow_hosts": list(config.allow_hosts),
+        "max_memory": MAX_MEMORY,
         "max_bytes": config.max_bytes,
         "max_seconds": config.max_seconds,
         "max_height": config.max_height,
