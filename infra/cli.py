@@ -12,7 +12,7 @@ from infra.verbs import (
     align,
     bench,
     create,
-    data,
+    curate,
     encode,
     evaluate,
     machine,
@@ -36,7 +36,7 @@ app = typer.Typer(
 
 machine.register(app)
 models.register(app)
-data.register(app)
+curate.register(app)
 shards.register(app)
 encode.register(app)
 train.register(app)

@@ -207,6 +207,9 @@ def _paths(verb: str, arguments: Sequence[str], command: Any) -> Iterator[Path]:
     """Every path among the arguments, as the verb's own parser reads them."""
     rest = list(arguments)
     while children := getattr(command, "commands", None):
+        # As the command line itself puts it where it may be left out.
+        if getattr(command, "default", None) and (not rest or rest[0] not in children):
+            rest = [command.default, *rest]
         if not rest or rest[0] not in children:
             given = repr(rest[0]) if rest else "nothing"
             raise SubmitError(f"got {given} after {verb}, expected one of {', '.join(children)}.")

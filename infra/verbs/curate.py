@@ -82,9 +82,7 @@ def run(
 def revise(
     folder: Folder,
     settings: Settings = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would change.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Judge all clips anew by other thresholds and repack the shards; no video is decoded.
