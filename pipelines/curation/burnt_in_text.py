@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 
 _SIDE = 480
-_MAX_PAIRS = 24
-# Frames of a pair lie this many samples apart.
-_APART = 2
+_MAX_PAIRS = 16
+# Samples between the two frames of a pair, and between pairs.
+_APART, _STEP = 2, 4
 # Grey levels: strokes differ from what is around them by more, and stay as they are within.
 _CONTRAST, _STILL = 40, 16
 _STROKE = 11  # pixels; wider things are no strokes
@@ -41,13 +41,10 @@ _MAX_BESIDE = 0.3
 def text_share(frames: Sequence[np.ndarray]) -> float:
     """Share of the picture, 0..1, that lines of text cover, the mean over uint8 RGB frames."""
     apart = min(_APART, len(frames) - 1)
-    starts = range(0, len(frames) - apart, 3)
-    if len(starts) > _MAX_PAIRS:
-        chosen = np.linspace(0, len(frames) - apart - 1, _MAX_PAIRS).astype(int)
-    else:
-        chosen = np.array(starts, int)
+    last = len(frames) - apart - 1
+    count = min(_MAX_PAIRS, last // _STEP + 1)
     shares = []
-    for start in chosen:
+    for start in np.linspace(0, last, count).astype(int):
         grey, later = _grey(frames[start]), _grey(frames[start + apart])
         covered = np.zeros(grey.shape, bool)
         for x, y, width, height in text_lines(grey, later):

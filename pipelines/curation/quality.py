@@ -17,7 +17,7 @@ from pipelines.curation.filters import Series
 from pipelines.schema import Scores
 
 _SIDE = 160
-_MAX_FRAMES = 32
+_MAX_FRAMES, _COPY_FRAMES = 32, 4
 # A bar is black (grey levels 0..255) in nearly all its pixels and all frames, and ends at an edge.
 _BLACK = 24
 _NOT_BLACK = 0.02
@@ -41,9 +41,9 @@ def picture_scores(frames: Sequence[np.ndarray]) -> tuple[Scores, Series]:
     """
     if not len(frames):
         return {}, {}
-    small = np.stack([_reduced(frames[index]) for index in _spread(len(frames))])
-    grey = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in small])
-    rows, columns = picture_area(small, grey)
+    chosen = [frames[index] for index in _spread(len(frames), _MAX_FRAMES)]
+    grey = np.stack([reduced(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)) for frame in chosen])
+    rows, columns = picture_area(grey)
     picture = np.ascontiguousarray(grey[:, slice(*rows), slice(*columns)])
     clipped = (picture <= DROWNED) | (picture >= BURNT_OUT)
     area = (rows[1] - rows[0]) * (columns[1] - columns[0])
@@ -56,12 +56,13 @@ def picture_scores(frames: Sequence[np.ndarray]) -> tuple[Scores, Series]:
     }, {}
 
 
-def _spread(count: int) -> np.ndarray:
-    """Indices of at most `_MAX_FRAMES` of `count` frames."""
-    return np.unique(np.linspace(0, count - 1, min(count, _MAX_FRAMES)).round().astype(int))
+def _spread(count: int, most: int) -> np.ndarray:
+    """Indices of at most `most` of `count` frames."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
 
 
-def _reduced(frame: np.ndarray) -> np.ndarray:
+def reduced(frame: np.ndarray) -> np.ndarray:
+    """A frame at 160 pixels of its shorter side."""
     height, width = frame.shape[:2]
     scale = _SIDE / min(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -69,14 +70,14 @@ def _reduced(frame: np.ndarray) -> np.ndarray:
     return cv2.resize(frame, size, interpolation=quality)
 
 
-def picture_area(frames: np.ndarray, grey: np.ndarray) -> tuple[Span, Span]:
-    """Rows and columns of the picture between the bars, of RGB (T, H, W, 3) and grey (T, H, W)."""
+def picture_area(grey: np.ndarray) -> tuple[Span, Span]:
+    """Rows and columns of the picture between the bars, of reduced grey frames (T, H, W)."""
     brightest = grey.max(axis=0)
     rows, columns = _between_black(brightest), _between_black(brightest.T)
     if (rows, columns) != ((0, grey.shape[1]), (0, grey.shape[2])):
         return rows, columns
-    few = frames[_spread(len(frames))[:: max(1, len(frames) // 4)]]
-    return _before_copy(few.transpose(0, 2, 1, 3)), _before_copy(few)
+    few = grey[_spread(len(grey), _COPY_FRAMES)]
+    return _before_copy(np.ascontiguousarray(few.transpose(0, 2, 1))), _before_copy(few)
 
 
 def _between_black(brightest: np.ndarray) -> Span:
@@ -96,9 +97,9 @@ def _between_black(brightest: np.ndarray) -> Span:
 
 
 def _before_copy(frames: np.ndarray) -> Span:
-    """The columns of (T, H, W, 3) that stand before a blurred, enlarged copy of themselves."""
+    """The columns of (T, H, W) that stand before a blurred, enlarged copy of themselves."""
     width = frames.shape[2]
-    detail = np.mean([np.abs(cv2.Laplacian(frame, cv2.CV_32F)) for frame in frames], axis=(0, 1, 3))
+    detail = np.mean([np.abs(cv2.Laplacian(frame, cv2.CV_32F)) for frame in frames], axis=(0, 1))
     total = np.concatenate([[0], np.cumsum(detail)])
     best, span = _COPY_SHARPNESS, (0, width)
     for bar in range(max(3, round(_MIN_BAR * width)), round(0.45 * width)):

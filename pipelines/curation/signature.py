@@ -15,14 +15,13 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from pipelines.curation.quality import picture_area
+from pipelines.curation.quality import picture_area, reduced
 
 NUM_FRAMES = 8
 HASH_BITS = 64
 HASH_DIGITS = HASH_BITS // 4
 PLAIN = "0" * HASH_DIGITS
 MIN_SHARED = 4
-_SIDE = 128
 # Grey levels spread by less (standard deviation, 0..255) in a frame that shows nothing.
 _MIN_SPREAD = 4.0
 
@@ -33,12 +32,8 @@ def clip_signature(frames: Sequence[np.ndarray]) -> str:
         return ""
     places = (np.arange(NUM_FRAMES) + 0.5) * len(frames) / NUM_FRAMES
     chosen = [frames[int(place)] for place in places]
-    height, width = chosen[0].shape[:2]
-    scale = min(1.0, _SIDE / min(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    small = np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in chosen])
-    grey = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in small])
-    rows, columns = picture_area(small, grey)
+    grey = np.stack([reduced(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)) for frame in chosen])
+    rows, columns = picture_area(grey)
     return "".join(_hash(frame) for frame in grey[:, slice(*rows), slice(*columns)])
 
 

@@ -10,6 +10,7 @@ from skimage.data import astronaut
 from pipelines.faces import CascadeBackend, FaceError, InsightFaceBackend, open_face_backend
 from pipelines.images import read_image
 from pipelines.pose import box_overlap
+from pipelines.video import decode
 
 ASTRONAUT_FACE = np.array([0.34, 0.12, 0.54, 0.40])
 
@@ -101,3 +102,11 @@ def test_pack_sees_everyone_in_a_group_and_nobody_in_a_bird(models_env: Path):
     areas = [face.area for face in group]
     assert areas == sorted(areas, reverse=True)
     assert backend.detect(read_image(images / "katna_bird.jpg")) == []
+
+
+@pytest.mark.real_data
+def test_pack_looks_closer_where_it_is_not_sure(models_env: Path):
+    backend = open_face_backend("insightface:mini")
+    video = models_env.parent / "video" / "liveportrait_d14.mp4"
+    frames = list(decode(video, fps=1, max_side=640))[:8]
+    assert all(backend.detect(frame)[0].score > 0.6 for frame in frames)

@@ -252,6 +252,46 @@ def test_people_keep_their_track_through_a_gap_and_the_larger_comes_first():
     assert track.missing_share(person=2) == 1
 
 
+def test_somebody_fast_keeps_the_track_out_of_the_last_box():
+    frames = [[_person(0.14 * index, 0.4)] for index in range(6)]
+    assert link_people(frames).num_people == 1
+    jump = [[_person(0.0, 0.4)], [_person(0.6, 0.4)]]
+    assert link_people(jump).num_people == 2
+
+
+def test_people_who_pass_each_other_keep_their_tracks():
+    steps = np.arange(9) * 0.1
+    frames = [[_person(x, 0.4), _person(0.8 - x, 0.42)] for x in steps.astype(float)]
+    track = link_people(frames)
+    assert track.num_people == 2
+    for person in range(2):
+        moves = np.diff(track.boxes[:, person, 0])
+        assert (np.sign(moves) == np.sign(moves[0])).all()
+
+
+def test_somebody_lost_for_long_is_found_again_at_the_same_place():
+    frames = [[_person(0.4, 0.4)]] * 10 + [[]] * 15 + [[_person(0.42, 0.4)]] * 10
+    assert link_people(frames).num_people == 1
+    hardly_seen = [[_person(0.4, 0.4)]] * 2 + [[]] * 15 + [[_person(0.42, 0.4)]] * 2
+    assert link_people(hardly_seen).num_people == 2
+
+
+def test_somebody_who_leaves_by_an_edge_comes_back_by_it():
+    leaving = [[_person(0.3 - 0.05 * index, 0.4)] for index in range(7)]
+    back = [[_person(0.05 * index, 0.7)] for index in range(7)]
+    assert link_people([*leaving, *[[]] * 10, *back]).num_people == 1
+    other_side = [[_person(0.8 - 0.05 * index, 0.7)] for index in range(7)]
+    assert link_people([*leaving, *[[]] * 10, *other_side]).num_people == 2
+
+
+def test_of_two_who_left_by_an_edge_nobody_knows_who_comes_back():
+    leaving = [
+        [_person(0.3 - 0.05 * index, 0.1), _person(0.3 - 0.05 * index, 0.7)] for index in range(7)
+    ]
+    back = [[_person(0.05 * index, 0.4)] for index in range(7)]
+    assert link_people([*leaving, *[[]] * 10, *back]).num_people == 3
+
+
 def test_hands_and_face_out_of_sight_do_not_count_as_missing_body():
     track = link_people([[], [_whole_person(0.1, 0.1)], [_whole_person(0.1, 0.1)]])
     assert track.keypoints.shape == (3, 1, 128, 2)
