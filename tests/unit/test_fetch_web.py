@@ -159,8 +159,8 @@ def test_a_server_that_drips_meets_the_deadline(
 ) -> None:
     url = server.serve("/slow.mp4", Answer(video, drip=0.1, piece=20))
     started = time.monotonic()
-    assert "took longer" in refused(get, url, "transient", timeout_seconds=1.5)
-    assert time.monotonic() - started < 5
+    assert "took longer" in refused(get, url, "transient", timeout_seconds=2.5)
+    assert time.monotonic() - started < 20  # the whole would take minutes
     assert server.requests
     assert left(tmp_path) == []
 
