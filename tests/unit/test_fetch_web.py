@@ -161,7 +161,6 @@ def test_a_server_that_drips_meets_the_deadline(
     started = time.monotonic()
     assert "took longer" in refused(get, url, "transient", timeout_seconds=2.5)
     assert time.monotonic() - started < 20  # the whole would take minutes
-    assert server.requests
     assert left(tmp_path) == []
 
 
