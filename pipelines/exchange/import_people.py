@@ -25,7 +25,7 @@ from pipelines.exchange.scan import FACES
 from pipelines.faces import Face, FaceBackend
 from pipelines.images import read_image
 from pipelines.pose import PoseBackend, PoseTrack
-from pipelines.pose_file import FilePoseBackend
+from pipelines.pose_file import MAX_FILE_BYTES, FilePoseBackend
 from pipelines.schema import FaceTrack, ShardError
 from pipelines.video import iter_frames
 
@@ -118,6 +118,8 @@ def _from_file(clip: OpenClip, stored: StoredVideo, path: Path) -> PoseTrack:
     """Keypoints by the reader that looks for them beside a video, so they are laid there."""
     if path.is_symlink():
         raise ExchangeError(f"{path.name} is a link; links are not followed")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise ExchangeError(f"{path.name} has more than {MAX_FILE_BYTES} bytes of keypoints")
     beside = stored.path.with_name("keypoints.mp4")
     shutil.copyfile(path, beside.with_name("keypoints.pose.npz"))
     beside.symlink_to(stored.path if clip.frames is not None else clip.path)

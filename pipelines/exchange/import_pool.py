@@ -6,10 +6,13 @@ that were under way are tried again, one at a time.
 """
 
 import multiprocessing
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -137,6 +140,15 @@ class ImportPool:
 def _start(root: Path, config: ImportConfig) -> None:
     global _arguments
     _arguments = root, config
+    threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone, which otherwise it never notices."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 def _answer(question: Callable[[Importer], Any]) -> Any:

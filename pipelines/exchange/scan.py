@@ -31,6 +31,7 @@ _LIST = re.compile(r"video.*path\.txt")
 _MAX_DEPTH = 6
 _MAX_ITEMS = 1_000_000
 _MAX_NAME = 500
+_MAX_NESTING = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,9 +159,23 @@ def read_card(clip: Path) -> dict[str, Any] | None:
     try:
         if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_CARD_BYTES:
             return None
-        return schema.decode_json(path.read_bytes(), CARD)
+        card = schema.decode_json(path.read_bytes(), CARD)
     except (OSError, ShardError):
         return None
+    return card if _is_shallow(card) else None
+
+
+def _is_shallow(card: Any) -> bool:
+    """Whether it can be written again; what is nested deeper was made to break that."""
+    level = [card]
+    for _ in range(_MAX_NESTING):
+        inner = [one for one in level if isinstance(one, dict | list)]
+        level = [
+            value for one in inner for value in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return True
+    return False
 
 
 def printable(text: str) -> str:

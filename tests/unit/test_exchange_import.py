@@ -276,6 +276,14 @@ def test_hostile_clips_are_recorded_and_never_stop_the_import(tmp_path: Path) ->
     assert not (tmp_path / "out" / ".work").exists()
 
 
+def test_a_card_that_is_nested_to_break_things_is_not_read(tmp_path: Path) -> None:
+    clip = write_set(tmp_path / "set", 1) / "rec" / "00001"
+    nested = b'{"key": "mine", "provenance": ' + b"[" * 400 + b"]" * 400 + b"}"
+    (clip / "clip.json").write_bytes(nested)
+    assert take(tmp_path / "set", tmp_path / "out").kept == 1
+    assert "mine" not in ClipStore(tmp_path / "out").keys
+
+
 def test_without_any_way_to_find_people_nothing_is_begun(tmp_path: Path) -> None:
     write_clip(tmp_path / "set" / "a", with_keypoints=False)
     with pytest.raises(ExchangeError, match="no pose model was found"):
