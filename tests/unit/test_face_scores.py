@@ -25,6 +25,12 @@ def scores_of(frames, faces, embeddings=None):
     return face_scores(frames, faces, embeddings or [None] * len(frames))
 
 
+def score_of(name: str, frames, faces, embeddings=None) -> float:
+    value = scores_of(frames, faces, embeddings)[0][name]
+    assert isinstance(value, int | float)
+    return value
+
+
 def test_scores_are_of_the_main_face_and_the_series_of_the_best():
     frame = noise(200, 400)
     large = Face(box=np.array([0.1, 0.2, 0.3, 0.7], np.float32), score=0.7)
@@ -55,8 +61,8 @@ def test_face_that_was_seen_beside_the_main_one_never_stands_in_for_it():
 
 def test_blurred_face_is_less_sharp():
     frame, found = noise(), [[face(0.2, size=0.6)]]
-    sharp = scores_of([frame], found)[0]["face_sharpness"]
-    blurred = scores_of([cv2.GaussianBlur(frame, (0, 0), 3)], found)[0]["face_sharpness"]
+    sharp = score_of("face_sharpness", [frame], found)
+    blurred = score_of("face_sharpness", [cv2.GaussianBlur(frame, (0, 0), 3)], found)
     assert blurred < 0.1 * sharp
 
 
@@ -64,7 +70,7 @@ def test_turned_head_is_less_frontal_and_a_profile_is_not_at_all():
     def frontality(nose: float) -> float:
         landmarks = FRONTAL.copy()
         landmarks[2, 0] = nose
-        return scores_of([noise()], [[face(0.2, landmarks=landmarks)]])[0]["face_frontality"]
+        return score_of("face_frontality", [noise()], [[face(0.2, landmarks=landmarks)]])
 
     assert frontality(0.5) == pytest.approx(1, abs=1e-3)
     assert frontality(0.4) == pytest.approx(0.5, abs=1e-3)
@@ -89,7 +95,7 @@ def embeddings(people: list[int], spread: float = 0.9) -> list[np.ndarray]:
 def identity(people: list[int]) -> float:
     count = len(people)
     found = [[face(0.2)]] * count
-    return scores_of([noise(50, 50)] * count, found, embeddings(people))[0]["face_identity"]
+    return score_of("face_identity", [noise(50, 50)] * count, found, embeddings(people))
 
 
 def test_another_person_at_the_same_place_is_told_apart():

@@ -105,7 +105,7 @@ def test_somebody_who_walks_in_front_crosses():
     steps = np.linspace(-0.3, 1.0, 14)
     walker: list[Box] = [(float(x), 0.1, float(x) + 0.3, 0.9) for x in steps]
     scores = people_scores(track([MAIN] * 14, walker), [[]] * 14)
-    assert 0.2 < scores["people_crossing"] < 0.5
+    assert scores["people_crossing"] == pytest.approx(0.36, abs=0.1)
 
 
 def test_clip_without_frames_has_nobody():

@@ -8,6 +8,7 @@ import pytest
 from skimage.data import astronaut, chelsea
 
 from pipelines.curation.quality import picture_scores
+from pipelines.schema import Scores
 from pipelines.video import decode
 
 
@@ -23,7 +24,19 @@ def frames() -> list[np.ndarray]:
 
 
 def score(frames: list[np.ndarray], name: str) -> float:
-    return picture_scores(frames)[0][name]
+    return number(picture_scores(frames)[0], name)
+
+
+def number(scores: Scores, name: str) -> float:
+    value = scores[name]
+    assert isinstance(value, int | float)
+    return value
+
+
+def packed(frame: np.ndarray, quality: int) -> np.ndarray:
+    image = cv2.imdecode(cv2.imencode(".jpg", frame, [1, quality])[1], 1)
+    assert image is not None
+    return image
 
 
 def test_blur_lowers_sharpness_whatever_the_size(frames: list[np.ndarray]):
@@ -59,8 +72,8 @@ def test_black_bars_are_found_and_left_out_of_the_rest(
 
 
 def test_noise_of_compression_leaves_bars_black(frames: list[np.ndarray]):
-    packed = [cv2.imencode(".jpg", frame, [1, 40])[1] for frame in bordered(frames, 60, 0)]
-    assert score([cv2.imdecode(frame, 1) for frame in packed], "black_bars") > 0.2
+    noisy = [packed(frame, 40) for frame in bordered(frames, 60, 0)]
+    assert score(noisy, "black_bars") > 0.2
 
 
 def test_dark_pictures_and_plain_walls_are_no_bars(frames: list[np.ndarray]):
