@@ -86,11 +86,15 @@ class Source:
                 packet = next(packets)
             except StopIteration:
                 return
+            except MemoryError:  # one of FFmpeg's errors too
+                raise
             except av.FFmpegError:
                 self.stats.corrupt_packets += 1
                 return
             try:
                 yield from packet.decode()  # type: ignore[misc]
+            except MemoryError:  # no fault of the packet
+                raise
             except av.FFmpegError:
                 self.stats.corrupt_packets += 1
 

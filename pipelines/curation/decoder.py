@@ -6,19 +6,19 @@ no more, and ends with its parent.
 
 import contextlib
 import ctypes
+import errno
 import os
 import select
 import signal
 import socket
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from pipelines.curation.wire import Link
 
 _PR_SET_PDEATHSIG = 1
-# Kept back, so that a process which has run out of memory can still say so.
-_RESERVE_BYTES = 256 << 20
 
 
 def main(settings: dict[str, Any]) -> None:
@@ -31,7 +31,6 @@ def main(settings: dict[str, Any]) -> None:
     from pipelines.curation.source import Job, SourceWork, parse_job
 
     cv2.setNumThreads(1)
-    _limit(settings["max_memory"])
     link = Link(socket.socket(fileno=settings["socket"]))
     threading.Thread(target=_watch, args=(link.fileno(),), daemon=True).start()
     link.send("ready", None)
@@ -41,11 +40,11 @@ def main(settings: dict[str, Any]) -> None:
             assert message is not None
             job: Job = parse_job(message[1])
             try:
-                report = SourceWork(job, Parent(link), settings["frames"]).run()
+                with _limited_memory(settings["max_memory"]):
+                    report = SourceWork(job, Parent(link), settings["frames"]).run()
             except (EOFError, ConnectionError):
                 return
             except Exception as error:
-                _leave_reserve(settings["max_memory"])
                 link.send("failed", describe_failure(error, job.path))
             else:
                 link.send("done", report)
@@ -82,8 +81,11 @@ def describe_failure(error: BaseException, path: str) -> dict[str, Any]:
 
 def _lacks_memory(error: BaseException | None) -> bool:
     while error is not None:
-        # OpenCV raises an error of its own, with this number.
-        if isinstance(error, MemoryError) or getattr(error, "code", None) == -4:
+        # OpenCV raises an error of its own, with this number; a library that is loaded late fails
+        # to load. Everything else has been loaded before.
+        if isinstance(error, MemoryError | ImportError) or getattr(error, "code", None) == -4:
+            return True
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -105,19 +107,17 @@ def _watch(descriptor: int) -> None:
     os._exit(1)
 
 
-def _limit(max_memory: int) -> None:
+@contextlib.contextmanager
+def _limited_memory(max_memory: int) -> Iterator[None]:
+    """No more address space than that meanwhile; what it then fails with can still be told."""
     import resource
 
     # A crash is expected now and then; its image would be as large as the memory.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    before = resource.getrlimit(resource.RLIMIT_AS)
     if max_memory:
-        _, most = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (max_memory, most))
-
-
-def _leave_reserve(max_memory: int) -> None:
-    import resource
-
-    if max_memory:
-        _, most = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (max_memory + _RESERVE_BYTES, most))
+        resource.setrlimit(resource.RLIMIT_AS, (max_memory, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)

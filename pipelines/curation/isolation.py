@@ -104,8 +104,8 @@ class IsolatedWorker:
                     raise SourceError(str(death), "crash") from None
 
     def close(self) -> None:
-        """End the decoder and give its frames up."""
-        self._end_child()
+        """End the decoder for good, and give its frames up."""
+        self.close_child()
         self._file.close()
 
     def _attempt(self, job: Any, serve: Serve, deadline: float) -> Any:
@@ -113,11 +113,11 @@ class IsolatedWorker:
         try:
             result = self._converse(child, job, serve, deadline)
         except BaseException:
-            self._end_child()
+            self.close_child()
             raise
         child.sources += 1
         if child.sources >= _SOURCES_PER_CHILD:
-            self._end_child()
+            self.close_child()
         kind, data = result
         if kind == "failed":
             raise _failure(data, self.max_memory)
@@ -148,12 +148,13 @@ class IsolatedWorker:
 
     def _ready_child(self) -> "_Child":
         if self._child is not None and self._child.process.poll() is not None:
-            self._end_child()
+            self.close_child()
         if self._child is None:
             self._child = _Child(self._file.fileno(), self.max_memory)
         return self._child
 
-    def _end_child(self) -> None:
+    def close_child(self) -> None:
+        """End the decoder; the next source gets another."""
         child, self._child = self._child, None
         if child is not None:
             child.end()

@@ -1,9 +1,10 @@
-"""What a kept clip's member KEY.json says, and the scores of a source over its clips.
+"""What a source's clips make of it, and what a kept clip's member KEY.json says.
 
 Functions of records alone.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,20 @@ from pipelines.curation.source import recorded_scores
 from pipelines.schema import ClipRecord, Scores, SourceRecord
 
 
-def source_scores(clips: Sequence[ClipRecord]) -> Scores:
+def judged_source(record: SourceRecord, clips: Sequence[ClipRecord]) -> SourceRecord:
+    """The source with these clips: kept if one of them is, else rejected for all their reasons."""
+    kept = any(clip.verdict == "kept" for clip in clips)
+    reasons = () if kept else tuple(dict.fromkeys(r for clip in clips for r in clip.reasons))
+    return replace(
+        record,
+        clips=tuple(clips),
+        verdict="kept" if kept else "rejected",
+        reasons=reasons,
+        scores=_source_scores(clips),
+    )
+
+
+def _source_scores(clips: Sequence[ClipRecord]) -> Scores:
     """Scores of a whole source: means weighted by the clips' length, of the camera the most.
 
     Clips on which a score was not measured do not count for it.

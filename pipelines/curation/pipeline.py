@@ -17,9 +17,11 @@ from pipelines import schema, shards
 from pipelines.curation import ledger, report
 from pipelines.curation.annotate import Perception
 from pipelines.curation.config import CurationConfig
+from pipelines.curation.finish import finish_run
 from pipelines.curation.ledger import DoneShards
 from pipelines.curation.plan import Plan, PlanError, load_plan, make_plan, save_plan
 from pipelines.curation.progress import Progress, report_progress
+from pipelines.curation.revise import resume_revision
 from pipelines.curation.sources import read_sources
 from pipelines.curation.worker import ShardWork
 from pipelines.ray_session import RunError, run_pool, session
@@ -27,6 +29,8 @@ from pipelines.ray_session import RunError, run_pool, session
 __all__ = ["Progress", "RunError", "RunSummary", "ShardWorker", "curate"]
 
 _SPARE_SECONDS = 600.0
+# Of working on what the end of a run finds missing, which after one round is nothing.
+_MOST_ROUNDS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +82,7 @@ def curate(
     )
     folder.mkdir(parents=True, exist_ok=True)
     with ledger.folder_lock(folder):
+        resume_revision(folder, tell)
         tell(Progress(stage="models", total=table.num_rows))
         perception = Perception(config)
         models, notes = perception.names(), perception.notes()
@@ -88,22 +93,26 @@ def curate(
         (folder / ledger.THUMBS_FOLDER).mkdir(exist_ok=True)
         again = _again(done, retry_failed=retry_failed)
         todo = [shard.name for shard in plan.shards() if _is_due(shard.name, done, again)]
-        used = _run(folder, plan, todo, again, done, workers, tell) if todo else 0
-        _check_all_committed(folder, plan)
-        from pipelines.curation.finish import finish_run
-
-        finish_run(
-            folder,
-            plan,
-            lambda stage, at, total: tell(Progress(stage="finish", done=at, total=total)),
-        )
+        worked, used = set(todo), 0
+        for _ in range(_MOST_ROUNDS):
+            if todo:
+                used = max(used, _run(folder, plan, todo, again, done, workers, tell))
+            _check_all_committed(folder, plan)
+            finished = finish_run(folder, plan, tell)
+            if not finished.again:
+                break
+            # A clip was the copy of one that is no more, and was never stored itself.
+            todo, again, done = list(finished.again), frozenset(finished.again), DoneShards()
+            worked.update(todo)
+        else:
+            raise RunError(f"{todo[0]} is not settled after {_MOST_ROUNDS} rounds: run again.")
         tell(Progress(stage="report", done=plan.num_sources, total=plan.num_sources))
         totals = report.write_report(folder)["summary"]
     return RunSummary(
         out=str(folder),
         seconds=round(time.monotonic() - began, 3),
-        shards_done=len(todo),
-        shards_resumed=plan.num_shards - len(todo),
+        shards_done=len(worked),
+        shards_resumed=plan.num_shards - len(worked),
         workers=used,
         models=models,
         notes=notes,

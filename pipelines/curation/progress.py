@@ -19,14 +19,17 @@ _LINE_SECONDS = 15.0
 _STAGES = {
     "list": "listing sources",
     "models": "opening models",
-    "finish": "looking for duplicates",
+    "records": "reading records",
+    "duplicates": "looking for duplicates",
+    "repack": "repacking shards",
     "report": "writing the report",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a run stands. `stage` is `list`, `models`, `work`, `finish` or `report`.
+    """Where a run stands. `stage` is `list`, `models`, `work`, then `records`, `duplicates`,
+    `repack` and `report`.
 
     clips: kept; video_seconds: of the sources done in this run.
     """

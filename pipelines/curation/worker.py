@@ -16,14 +16,15 @@ from pipelines.curation.annotate import Perception
 from pipelines.curation.fetch import Fetched, FetchError
 from pipelines.curation.isolation import IsolatedWorker, SourceError
 from pipelines.curation.ledger import MAX_DEATHS, THUMBS_FOLDER, Event, RunJournal
-from pipelines.curation.members import clip_json, source_scores
-from pipelines.curation.outcomes import copy_of, count_verdicts, is_wanted, source_of
+from pipelines.curation.members import clip_json, judged_source
+from pipelines.curation.outcomes import copy_of, count_verdicts, is_wanted
 from pipelines.curation.plan import Plan, PlannedShard, PlannedSource
+from pipelines.curation.repack import repack
 from pipelines.curation.service import SourceService
 from pipelines.curation.source import MACHINE_ERRORS, Clock, Job
 from pipelines.overrides import to_dict
 from pipelines.schema import ShardRecord, SourceRecord
-from pipelines.tars import Content, Slice, index_tar
+from pipelines.tars import Content
 from pipelines.video import VideoError
 
 DOWNLOADS_FOLDER = ".downloads"
@@ -128,25 +129,13 @@ class ShardWork:
         previous: ShardRecord | None,
     ) -> ShardRecord:
         records = [outcome.record for outcome in outcomes]
-        members: Members = {}
-        for outcome in outcomes:
-            members |= outcome.members
-        models = self.perception.describe()
-        for record in records:
-            for clip in record.clips:
-                name = f"{clip.key}.json"
-                if f"{clip.key}.mp4" in members and name not in members:
-                    members[name] = clip_json(
-                        record, clip, models, self.plan.config_hash, versions()
-                    )
-        tar = staging / f"{shard.name}.tar"
-        sizes = shards.write_tar(tar, members)
+        models, members = self.perception.describe(), self._members(outcomes)
         record = ShardRecord(
             name=shard.name,
             config_hash=self.plan.config_hash,
-            tar_sha256=shards.sha256_file(tar),
-            tar_bytes=tar.stat().st_size,
-            members=sizes,
+            tar_sha256="",
+            tar_bytes=0,
+            members={},
             counts=count_verdicts(records),
             sources=tuple(records),
             models=models,
@@ -154,25 +143,42 @@ class ShardWork:
         )
         for thumb in sorted((staging / THUMBS_FOLDER).iterdir()):
             os.replace(thumb, self.folder / THUMBS_FOLDER / thumb.name)
+        if previous is not None:
+            repack(self.folder, previous, record, members)
+            return record
+        tar = staging / f"{shard.name}.tar"
+        sizes = shards.write_tar(tar, members)
+        record = replace(
+            record,
+            tar_sha256=shards.sha256_file(tar),
+            tar_bytes=tar.stat().st_size,
+            members=sizes,
+        )
         shards.commit(self.folder, tar, record)
         return record
 
+    def _members(self, outcomes: list[_Outcome]) -> Members:
+        """All members of the kept clips that were worked on."""
+        members: Members = {}
+        models = self.perception.describe()
+        for outcome in outcomes:
+            for clip in outcome.record.clips:
+                if f"{clip.key}.mp4" in outcome.members:
+                    members[f"{clip.key}.json"] = clip_json(
+                        outcome.record, clip, models, self.plan.config_hash, versions()
+                    )
+            members |= outcome.members
+        return members
+
     def _reusable(self, previous: ShardRecord | None) -> dict[str, _Outcome]:
-        """The sources of a committed shard that need not be worked on again, with their members."""
+        """Sources of a committed shard that need no more work; its tar has their members."""
         if previous is None or previous.config_hash != self.plan.config_hash:
             return {}
-        tar = self.folder / f"{previous.name}.tar"
-        index = index_tar(tar)
-        taken = {}
-        for record in previous.sources:
-            if record.verdict == "failed" or is_wanted(record):
-                continue
-            names = [
-                f"{clip.key}.{suffix}" for clip in record.clips for suffix in schema.CLIP_MEMBERS
-            ]
-            members: Members = {name: Slice(tar, *index[name]) for name in names if name in index}
-            taken[record.id] = _Outcome(record=record, members=members)
-        return taken
+        return {
+            record.id: _Outcome(record=record, members={})
+            for record in previous.sources
+            if record.verdict != "failed" and not is_wanted(record)
+        }
 
     def _work(self, row: PlannedSource, staging: Path, firsts: dict[str, SourceRecord]) -> _Outcome:
         """One source's record and members; whatever goes wrong in it stays in it."""
@@ -294,8 +300,7 @@ class _Attempt:
         (staging / THUMBS_FOLDER / f"{self.row.id}.jpg").write_bytes(thumbnail)
         for stage, seconds in report.seconds.items():
             self.clock.seconds[stage] = self.clock.seconds.get(stage, 0.0) + seconds
-        scores = source_scores(report.clips)
-        self.record = source_of(replace(self.record, info=report.info, scores=scores), report.clips)
+        self.record = judged_source(replace(self.record, info=report.info), report.clips)
         return {
             f"{clip.key}.{suffix}": staging / f"{clip.key}.{suffix}"
             for clip in report.clips
