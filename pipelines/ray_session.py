@@ -6,8 +6,9 @@ Ray only executes: what is to be done and what is done is kept in files by whoev
 import logging
 import math
 import os
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,7 +107,8 @@ def run_pool(
     """
     import ray
 
-    with _quiet_data(no_progress):
+    # Ray prints its remarks about dead workers to standard output, which is for results.
+    with _quiet_data(no_progress), redirect_stdout(sys.stderr):
         dataset = ray.data.from_items(
             [{"item": item} for item in items],
             override_num_blocks=min(len(items), _MAX_BLOCKS),
