@@ -147,21 +147,43 @@ def _dry_run(
 
 
 def _estimate_lines(found: dict[str, Any]) -> Iterator[str]:
-    for name, value in found.items():
-        if isinstance(value, dict):
-            yield f"{name}: " + ", ".join(f"{key} {entry}" for key, entry in value.items())
-        elif isinstance(value, list | tuple):
-            yield from (f"note: {entry}" for entry in value)
-        else:
-            yield f"{name}: {value if value is not None else 'unknown'}"
+    places = ", ".join(f"{count} {place}" for place, count in found["places"].items())
+    yield f"{found['sources']} sources ({places})"
+    yield (
+        f"{found['shards']} shards of {found['sources_per_shard']}, {found['shards_done']} done; "
+        f"{found['sources_left']} sources left"
+    )
+    hours, size, disk = (found[name] for name in ("video_hours", "source_bytes", "disk_bytes"))
+    yield f"video: {_amount(hours, 'hours')}, {_amount(size and size / 1e9, 'GB')}"
+    yield (
+        f"work left: {_amount(found['cpu_hours'], 'hours of one worker')}, "
+        f"{_amount(found['wall_hours'], 'hours')} with {found['workers']} workers"
+    )
+    yield f"disk: {_amount(disk and disk / 1e9, 'GB')} when finished"
+    yield from (f"note: {text}" for text in found["notes"])
+
+
+def _amount(value: float | None, unit: str) -> str:
+    return f"unknown {unit}" if value is None else f"{value:.3g} {unit}"
 
 
 def _revision_lines(found: dict[str, Any]) -> Iterator[str]:
-    for name, value in found.items():
-        if isinstance(value, dict):
-            yield f"{name}: " + (", ".join(f"{k} {v}" for k, v in value.items()) or "none")
-        elif value not in (None, (), []):
-            yield f"{name}: {value}"
+    yield from found["changes"] or ("nothing changes",)
+    before, after = found["reasons_before"], found["reasons_after"]
+    rows = [("kept", found["clips_before"], found["clips_after"])]
+    rows += [
+        (reason, before.get(reason, 0), after.get(reason, 0))
+        for reason in dict.fromkeys([*before, *after])
+    ]
+    yield from table(rows, header=("clips", "before", "after"))
+    for name in found["damaged"]:
+        yield f"{name} is damaged and was taken out"
+    if found["not_stored"]:
+        yield f"{found['not_stored']} clips would be kept, but were never stored"
+    if found["shards_left_out"]:
+        yield f"{found['shards_left_out']} shards are not there yet"
+    if found["command"]:
+        yield f"this makes what is missing, and nothing else:\n  {found['command']}"
 
 
 def _report_lines(content: dict[str, Any], page: Path) -> Iterator[str]:
