@@ -9,6 +9,7 @@ import typer
 from infra.console import emit, note, table
 from infra.verbs.groups import RunGroup
 from infra.verbs.options import AsJson, OutFolder, Settings
+from infra.verbs.shards import totals
 
 Folder = Annotated[Path, typer.Argument(help="Folder that `animator curate` wrote.")]
 
@@ -112,19 +113,6 @@ def report(folder: Folder, as_json: AsJson = False) -> None:
 
     content = write_report(folder)
     emit(content, as_json=as_json, show=lambda c: _report_lines(c, folder / REPORT_FILE))
-
-
-def totals(found: dict[str, Any]) -> list[str]:
-    """Counts of a run as lines of text."""
-    lines = [
-        f"{found['sources']} videos: {found['kept']} kept, {found['rejected']} rejected, "
-        f"{found['failed']} failed",
-        f"{found['clips_kept']} clips, {found['frames_kept']} frames, "
-        f"{found['seconds_kept']:.1f} s, {found['bytes'] / 1e6:.1f} MB "
-        f"in {found['shards']} shards",
-    ]
-    why = {**found["reasons"], **found["errors"]}
-    return lines + [f"{count:7} {reason}" for reason, count in why.items()]
 
 
 def _dry_run(
