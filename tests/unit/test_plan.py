@@ -21,6 +21,7 @@ from pipelines.curation.plan import (
     save_plan,
     shard_size,
 )
+from pipelines.curation.plan_benchmark import measure_planning
 from pipelines.overrides import apply_overrides
 
 CONFIG = apply_overrides(CurationConfig(), ["output.sources_per_shard=2"])
@@ -218,3 +219,12 @@ def test_estimate_goes_by_the_times_of_the_folder(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     other = estimate(plan_of(*names[1:]), tmp_path)
     assert any("would be refused" in note for note in other.notes)
+
+
+def test_benchmark_of_planning_measures_each_step(tmp_path):
+    found = measure_planning(300, 5, folder=tmp_path)
+    assert (found["sources"], found["shards_committed"]) == (300, 5)
+    for step in ("plan_csv", "plan_parquet", "resume_first", "resume"):
+        assert found[step]["seconds"] > 0
+        assert 1 << 24 < found[step]["peak_bytes"] < 2 << 30
+    assert list(tmp_path.iterdir()) == []
