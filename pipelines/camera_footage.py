@@ -11,6 +11,12 @@ import numpy as np
 WORK_SIDE = 480
 COLOUR_SIDE = 120
 BOX_MARGIN = 0.08
+# People who leave less of the frame than this are masked closer: see `Footage.background`.
+OPEN_SHARE = 0.2
+# A person in their box, xy in 0..1 of it: the head takes its middle, the shoulders its width.
+BODY = np.array(
+    [(0.15, 0), (0.85, 0), (0.85, 0.35), (1, 0.5), (1, 1), (0, 1), (0, 0.5), (0.15, 0.35)]
+)
 
 
 class Footage:
@@ -49,18 +55,27 @@ class Footage:
         return self._colour[index]
 
     def background(self, first: int, last: int, size: tuple[int, int] | None = None) -> np.ndarray:
-        """uint8 mask (H, W), 255 where nobody is from frame `first` to `last`; `size` is (W, H)."""
+        """uint8 mask (H, W), 255 where nobody is from frame `first` to `last`; `size` is (W, H).
+
+        A person near the camera has a box as large as the frame; the background then shows beside
+        the head, in the upper corners of the box, and hardly anywhere else.
+        """
         width, height = size or self.size
         mask = np.full((height, width), 255, np.uint8)
         if self.boxes is None or not self.boxes.shape[1]:
             return mask
-        boxes = self.boxes[first : last + 1].reshape(-1, 4)
-        extent = boxes[:, 2:] - boxes[:, :2]
-        boxes, extent = boxes[(extent > 0).all(1)], extent[(extent > 0).all(1)]
-        grown = np.hstack([boxes[:, :2] - BOX_MARGIN * extent, boxes[:, 2:] + BOX_MARGIN * extent])
-        scaled = grown.clip(0, 1) * (width, height, width, height)
-        for x1, y1, x2, y2 in scaled.round().astype(int):
-            mask[y1:y2, x1:x2] = 0
+        boxes = self.boxes[first : last + 1].reshape(-1, 2, 2)
+        boxes = boxes[(boxes[:, 1] > boxes[:, 0]).all(1)]
+        margin = BOX_MARGIN * (boxes[:, 1] - boxes[:, 0])
+        low = (boxes[:, 0] - margin) * (width, height)
+        high = (boxes[:, 1] + margin) * (width, height)
+        for (x1, y1), (x2, y2) in zip(_pixels(low), _pixels(high), strict=True):
+            mask[max(0, y1) : max(0, y2), max(0, x1) : max(0, x2)] = 0
+        if np.count_nonzero(mask) >= OPEN_SHARE * mask.size:
+            return mask
+        mask[:] = 255
+        for corner, extent in zip(low, high - low, strict=True):
+            cv2.fillPoly(mask, [_pixels(corner + BODY * extent)], 0)
         return mask
 
     def forget(self, before: int) -> None:
@@ -75,3 +90,7 @@ def _fitted(frame: np.ndarray, side: int) -> tuple[int, int]:
     height, width = frame.shape[:2]
     scale = min(1.0, side / max(height, width))
     return max(2, round(width * scale)), max(2, round(height * scale))
+
+
+def _pixels(points: np.ndarray) -> np.ndarray:
+    return points.round().astype(np.int32)

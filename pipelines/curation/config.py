@@ -123,6 +123,8 @@ class SampleConfig:
 class CameraConfig:
     """A camera moves above `max_percent_per_second`, % of the frame's longer side a second.
 
+    max_peak_percent_per_second: and where a fifth of the clip moves faster than this, however
+        still the rest is.
     backend: `flow` (optical flow and a robust homography), `cotracker` (point tracks; weights for
         non-commercial use), or `auto`, the second where its weights are present.
     min_tracked_share: where less of the pairs of frames could be followed (plain walls, a person
@@ -131,10 +133,11 @@ class CameraConfig:
 
     backend: Literal["auto", "flow", "cotracker"] = "auto"
     max_percent_per_second: float = 3.0
+    max_peak_percent_per_second: float = 6.0
     min_tracked_share: float = 0.2
 
     def __post_init__(self) -> None:
-        _positive("camera", self, "max_percent_per_second")
+        _positive("camera", self, "max_percent_per_second", "max_peak_percent_per_second")
         _share("camera", self, "min_tracked_share")
 
 
