@@ -62,6 +62,7 @@ def finish_run(folder: Path, plan: Plan, progress: Report | None = None) -> Fini
         if record is None or any(map(is_wanted, record.sources)):
             again.append(names[number])
     tell(len(changed), len(changed))
+    roll_forward(folder)
     for source in table.copies():
         (folder / THUMBS_FOLDER / f"{source}.jpg").unlink(missing_ok=True)
     return FinishSummary(

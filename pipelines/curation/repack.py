@@ -1,9 +1,9 @@
 """Other clips in a shard: its tar and record replaced, all or nothing, whenever the process dies.
 
-New files are made in DIR/.work/repack/SHARD/, flushed, and declared complete by a file `ready`.
-Only then are they moved to their places, the record last. What a dead process left is either
-complete and put in place at the next start (`roll_forward`), or not, and removed: the shard is then
-the old one or the new one.
+New files are made in a folder of their own, DIR/.work/repack/SHARD.NUMBER, flushed, and declared
+complete by a file `ready`. Only then are they moved to their places, the record last. What a dead
+process left is either complete and put in place at the next start (`roll_forward`), or not, and
+removed: the shard is then the old one or the new one.
 
 Clips that are taken out can be put aside into the shard's spare tar (`pipelines.spares`), from
 which they come back without a frame being decoded.
@@ -11,6 +11,7 @@ which they come back without a frame being decoded.
 
 import os
 import shutil
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -90,6 +91,7 @@ def repack(
     problem = shards.tar_problem(tar, before, deep=False)
     if problem:
         raise ShardError(problem)
+    read = tar.stat()
     there = _by_key({name: Slice(tar, *place) for name, place in index_tar(tar).items()})
     spare = spare or SpareClips(folder, before.name)
     spared = _by_key(spare.members)
@@ -99,8 +101,8 @@ def repack(
     aside = spared | there if put_aside else spared
     aside = {key: names for key, names in aside.items() if key in known.difference(kept)}
 
-    staged = folder / WORK_FOLDER / REPACK_FOLDER / before.name
-    shutil.rmtree(staged, ignore_errors=True)
+    # Its own, since a worker that was given up for dead may still be at the same shard.
+    staged = folder / WORK_FOLDER / REPACK_FOLDER / f"{before.name}.{uuid.uuid4().hex}"
     staged.mkdir(parents=True)
     if content != _flat(there) or aside.keys() != spared.keys():
         # Damage must not be copied and then be given a sum of its own.
@@ -109,6 +111,8 @@ def repack(
             raise ShardError(problem)
     if content != _flat(there):
         after = replace(after, **_write_tar(staged / tar.name, content))
+        if (tar.stat().st_ino, tar.stat().st_mtime_ns) != (read.st_ino, read.st_mtime_ns):
+            raise ShardError(f"{tar.name} was replaced while it was read: run it again.")
     else:
         after = replace(after, **{name: getattr(before, name) for name in _OF_TAR})
     if aside and aside.keys() != spared.keys():
@@ -120,32 +124,33 @@ def repack(
     for parent in (staged.parent, staged.parent.parent, folder):
         shards.sync_folder(parent)
     _put_in_place(folder, staged)
-    _remove_if_empty(folder)
 
 
 def roll_forward(folder: Path) -> int:
-    """Finish what a dead process left of repacking: complete shards are put in their places.
+    """Finish what dead processes left of repacking: complete shards are put in their places.
+
+    Called where no other process is repacking: when a run starts and when it ends.
 
     Returns:
         how many were.
     """
     work = folder / WORK_FOLDER / REPACK_FOLDER
-    if not work.is_dir():
-        return 0
     completed = 0
-    for staged in sorted(work.iterdir()):
+    for staged in sorted(work.iterdir()) if work.is_dir() else ():
         if (staged / _READY).is_file():
             _put_in_place(folder, staged)
             completed += 1
         else:
             shutil.rmtree(staged, ignore_errors=True)
-    _remove_if_empty(folder)
+    for path in (work, work.parent):
+        with suppress(OSError):
+            path.rmdir()
     return completed
 
 
 def _put_in_place(folder: Path, staged: Path) -> None:
     """Move what is complete. Each step may have been done before; the record comes last."""
-    name = schema.shard_name(schema.shard_index(staged.name))
+    name = schema.shard_name(schema.shard_index(staged.name.partition(".")[0]))
     spare_tar = spares.spare_tar(folder, name)
     spare_files = (spare_tar, spare_tar.with_suffix(".json"))
     if (staged / _READY).read_bytes() == _NO_SPARES:
@@ -159,12 +164,6 @@ def _put_in_place(folder: Path, staged: Path) -> None:
             os.replace(staged / path.name, path)
             shards.sync_folder(path.parent)
     shutil.rmtree(staged)
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):
-        (folder / WORK_FOLDER / REPACK_FOLDER).rmdir()
-        (folder / WORK_FOLDER).rmdir()
 
 
 def _collect(

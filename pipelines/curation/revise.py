@@ -17,7 +17,6 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,7 +154,7 @@ class _Judged:
             self.before.update(clip["reasons"] or [clip["verdict"]])
             return judge(clip["scores"], clip["series"], config)
 
-        self.table = RunTable(folder, self.names, judge_anew, telling(progress, "judge"))
+        self.table = RunTable(folder, self.names, judge_anew, telling(progress, "records"))
         self.table.decide(config.duplicates, telling(progress, "duplicates"))
 
     def count(self, record: ShardRecord | None, name: str) -> None:
@@ -210,8 +209,7 @@ def _carry_out(
         judged.count(apply_rulings(folder, name, rulings, judged.hash, put_aside=True), name)
     tell(len(judged.names), len(judged.names))
     _intent_file(folder).unlink()
-    with suppress(OSError):
-        _intent_file(folder).parent.rmdir()
+    roll_forward(folder)
 
 
 def _refuse_others(folder: Path, assignments: Sequence[str]) -> None:
