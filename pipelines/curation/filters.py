@@ -88,6 +88,13 @@ RULES = (
         "max",
         "camera motion, % a second",
     ),
+    Rule(
+        "moving_camera",
+        "camera_peak_percent_per_second",
+        "camera.max_peak_percent_per_second",
+        "max",
+        "fastest fifth of the camera motion, % a second",
+    ),
     Rule("dark_or_bright", "luma", "quality.min_luma", "min", "brightness, 0..255"),
     Rule("dark_or_bright", "luma", "quality.max_luma", "max", "brightness, 0..255"),
     Rule(
@@ -171,7 +178,8 @@ def measures(
     """Every number the rules compare: the scores, and what thresholds make of them.
 
     short_side: pixels.
-    camera_percent_per_second: None where too little of the clip could be followed to know.
+    camera_percent_per_second, camera_peak_percent_per_second: None where too little of the clip
+        could be followed to know.
     face_share: share of frames with a face scored at least `faces.min_score`.
     pose_missing: share of the main person's joints missing, the mean over frames.
     pose_bad_frames: share of frames in which more than `pose.max_missing` of them are.
@@ -186,6 +194,7 @@ def measures(
     followed = measured.get("camera_tracked_share")
     if followed is not None and followed < config.camera.min_tracked_share:
         measured["camera_percent_per_second"] = None
+        measured["camera_peak_percent_per_second"] = None
     if len(faces := series.get("face_score", ())):
         measured["face_share"] = float(np.mean(np.asarray(faces) >= config.faces.min_score))
     if len(missing := series.get("pose_missing", ())):

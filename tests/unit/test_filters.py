@@ -68,6 +68,7 @@ def test_good_clip_is_kept_even_by_strict_rules():
         ({"height": 100}, "too_small"),
         ({"width": 100}, "too_small"),
         ({"camera_percent_per_second": 50.0}, "moving_camera"),
+        ({"camera_peak_percent_per_second": 50.0}, "moving_camera"),
         ({"luma": 3.0}, "dark_or_bright"),
         ({"luma": 254.0}, "dark_or_bright"),
         ({"clipped_share": 0.99}, "dark_or_bright"),
