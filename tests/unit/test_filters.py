@@ -20,6 +20,7 @@ GOOD = {
     "width": 512,
     "height": 512,
     "camera_percent_per_second": 0.5,
+    "camera_peak_percent_per_second": 0.5,
     "camera_tracked_share": 1.0,
     "sharpness": 300.0,
     "luma": 120.0,
