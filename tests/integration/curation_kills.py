@@ -207,8 +207,11 @@ def run_to_the_end(
             kind, moment = plan.pop(0)
             with suppress(subprocess.TimeoutExpired):
                 driver.wait(moment)
-            if driver.poll() is None and strike(kind, driver, nodes, rng):
-                struck.append(kind)
+            while driver.poll() is None:
+                if strike(kind, driver, nodes, rng):
+                    struck.append(kind)
+                    break
+                time.sleep(0.1)  # none of that kind yet
         else:
             try:
                 driver.wait(LIMIT_SECONDS)
