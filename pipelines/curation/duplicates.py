@@ -8,10 +8,11 @@ source never repeat each other: they show other moments, and a camera that stand
 all alike. A clip that passes but was never stored counts as if it were, so decisions do not depend
 on what is stored.
 
-Of each clip about 110 bytes are held in memory, whatever its record's size.
+Of each clip some 250 bytes are held in memory, whatever its record's size.
 """
 
 import hashlib
+import struct
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
@@ -32,6 +33,7 @@ Tell = Callable[[int, int], Any]
 
 _BIT = {reason: 1 << number for number, reason in enumerate(REASONS)}
 _SIGNATURE_BYTES = NUM_FRAMES * HASH_BITS // 8
+_HASHES = struct.Struct(f">{NUM_FRAMES}Q")
 _SHA_BYTES = 32
 # What a record says of a source, and of a clip.
 _FAILED, _WORKED, _COPY, _UNTIDY_COPY = range(4)
@@ -56,7 +58,7 @@ class RunTable:
     ) -> None:
         self.names = names
         self._ids, self._keys = _TextColumn(), _TextColumn()
-        self._sha, self._signatures = bytearray(), bytearray()
+        self._sha, self._words = bytearray(), [array("Q") for _ in range(NUM_FRAMES)]
         self._states, self._noted_originals = array("B"), array("Q")
         self._outcomes, self._noted_firsts = array("B"), array("Q")
         self._reasons, self._stored = array("I"), array("B")
@@ -74,8 +76,9 @@ class RunTable:
         self.firsts = np.full(len(self._outcomes), -1, np.int64)
 
     def decide(self, config: DuplicateConfig, tell: Tell = lambda done, total: None) -> None:
-        """Find the copies among the sources, and the repeats among the clips."""
+        """Find the copies among the sources, and the repeats among the clips; once."""
         self._find_copies()
+        self._sha = bytearray()
         if config.near:
             self._find_repeats(config.max_distance, tell)
 
@@ -153,7 +156,9 @@ class RunTable:
                 signature = bytes.fromhex(clip.get("signature", ""))
                 if len(signature) not in (0, _SIGNATURE_BYTES):
                     raise ValueError(f"a signature of {len(signature)} bytes")
-                self._signatures += signature.ljust(_SIGNATURE_BYTES, b"\0")
+                hashes = _HASHES.unpack(signature.ljust(_SIGNATURE_BYTES, b"\0"))
+                for column, value in zip(self._words, hashes, strict=True):
+                    column.append(value)
                 self._reasons.append(sum(_BIT[reason] for reason in set(judge(clip))))
                 self._stored.append(f"{clip['key']}.mp4" in members)
                 self._outcomes.append(_outcome(clip))
@@ -186,7 +191,6 @@ class RunTable:
         # Here, since a run without near-duplicates needs none of it.
         from pipelines.curation.hash_search import SignatureSearch
 
-        words = np.frombuffer(self._signatures, ">u8").reshape(-1, NUM_FRAMES)
         families = np.repeat(
             np.arange(len(self._states), dtype=np.uint32),
             np.diff(np.frombuffer(self._clip_starts, np.uint64)).astype(np.int64),
@@ -196,10 +200,9 @@ class RunTable:
         clips = np.flatnonzero(takes_part)
         chosen = np.empty((NUM_FRAMES, len(clips)), np.uint64)
         for frame in range(NUM_FRAMES):
-            chosen[frame] = words[clips, frame]
-        # Half of what is held, and not needed any more.
-        del words
-        self._signatures = bytearray()
+            chosen[frame] = np.frombuffer(self._words[frame], np.uint64)[clips]
+            # Half of what is held, and not needed any more.
+            self._words[frame] = array("Q")
         found = SignatureSearch(chosen, families[clips], max_distance).first_alike(tell)
         repeats = found >= 0
         self.firsts[clips[repeats]] = clips[found[repeats]]
