@@ -25,6 +25,7 @@ import numpy as np
 import psutil
 from skimage import data
 
+from pipelines.curation.sources import VIDEO_SUFFIXES
 from pipelines.video_encode import encode
 
 MAX_SEED_BYTES = 3 << 20
@@ -83,8 +84,12 @@ def damage(content: bytes, other: bytes, rng: random.Random) -> bytes:
 def make_inputs(folder: Path, seeds: list[Path], count: int, rng: random.Random) -> int:
     """`count` damaged files beside whole ones; names are hostile too. Returns how many in all."""
     folder.mkdir(parents=True)
-    whole = [(path.suffix, path.read_bytes()) for path in seeds]
-    names = ["..", "a b", "ü", "'; rm -rf x", "%s%n", "-rf", "$(id)", "x" * 120]
+    # By other names a folder's listing would pass them over.
+    whole = [
+        (path.suffix if path.suffix in VIDEO_SUFFIXES else ".mp4", path.read_bytes())
+        for path in seeds
+    ]
+    names = ["a..b", "a b", "ü", "'; rm -rf x", "%s%n", "-rf", "$(id)", "x" * 120]
     for number in range(count):
         suffix, content = rng.choice(whole)
         _, other = rng.choice(whole)
