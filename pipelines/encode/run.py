@@ -139,10 +139,12 @@ class ShardEncoder:
     """A Ray actor: holds the encoders, takes shards by name, answers when they are committed."""
 
     def __init__(self, job: Job, run: str) -> None:
+        import cv2
         import torch
 
         # Workers fill the cores; one thread each also keeps sums in one order.
         torch.set_num_threads(1)
+        cv2.setNumThreads(1)
         self.job = job
         self.journal = RunJournal(job.out, run)
         self.encoders = Encoders(job.choice)
