@@ -133,7 +133,7 @@ def iter_frames(
     path, limits = Path(path), limits or VideoLimits()
     _check_span(start, end, fps, size, max_side)
     with open_media(path, limits) as container:
-        source, first = open_source(container, path, limits, stats or DecodeStats())
+        source, first = open_source(container, path, limits, stats or DecodeStats(), exact=exact)
         to_rgb = RgbConverter(source, size or fit(source.size, max_side), exact=exact)
         rate = float(fps or source.fps)
         with closing(shown_frames(source, first, start, end, rate)) as shown:

@@ -62,7 +62,7 @@ def scan_source(
     step = max(1, math.ceil(fps / config.samples.fps - 1e-6))
     scanner = ShotScanner(fps, config.shots)
     with open_media(path, limits) as container:
-        source, first = open_source(container, path, limits, DecodeStats())
+        source, first = open_source(container, path, limits, DecodeStats(), exact=False)
         size = fit(source.size, config.samples.side)
         small = RgbConverter(source, fit(source.size, config.shots.side), exact=False)
         large = RgbConverter(source, size, exact=False)
