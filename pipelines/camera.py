@@ -34,12 +34,13 @@ __all__ = [
 SPAN_SECONDS = 0.5
 FEW_PAIRS = 24
 MAX_PAIRS = 40
+RUN_PAIRS = 4
 PEAK_QUANTILE = 0.8
 # As the thresholds of curation are by default; those judge the scores, these name the kind.
 STILL_PERCENT = 3.0
 STILL_PEAK_PERCENT = 6.0
 MIN_TRACKED_SHARE = 0.2
-MIN_BACKGROUND = 0.02
+MIN_BACKGROUND = 0.01
 
 
 class CameraError(ValueError):
@@ -232,14 +233,14 @@ def _median(values: Sequence[float]) -> float:
 
 def _choose_pairs(num_frames: int, fps: float) -> list[tuple[int, int]]:
     """Pairs of frames SPAN_SECONDS apart: all of a short shot; of a longer one such that the next
-    begins where one ends; of a long one two of these at a time, spread over it.
+    begins where one ends; of a long one runs of these, spread over it.
     """
     step = min(max(1, round(SPAN_SECONDS * fps)), max(1, num_frames - 1))
     stride = 1 if num_frames - step <= FEW_PAIRS else step
     starts = np.arange(0, num_frames - step, stride)
     if len(starts) > MAX_PAIRS:
-        groups = np.linspace(0, len(starts) - 2, MAX_PAIRS // 2).round().astype(int)
-        starts = starts[np.unique(np.concatenate([groups, groups + 1]))]
+        runs = np.linspace(0, len(starts) - RUN_PAIRS, MAX_PAIRS // RUN_PAIRS).round().astype(int)
+        starts = starts[np.unique(runs[:, None] + np.arange(RUN_PAIRS))]
     return [(int(start), int(start) + step) for start in starts]
 
 

@@ -137,12 +137,13 @@ class CoTrackerBackend:
         if not len(queries):
             return np.zeros((length, 0, 2), np.float32), np.zeros((length, 0), bool)
         asked = np.concatenate([queries[:, :1], _to_model(queries[:, 1:], scale)], 1)
+        frames = np.stack([_model_frame(footage.frames[n]) for n in range(start, stop)])
         step = int(self.tracker.step)
         tracks = visible = None
         with torch.inference_mode():
             points = torch.from_numpy(asked.astype(np.float32))[None].to(self.device)
             for begin in range(0, max(1, length - step), step):
-                chunk = self._chunk(footage, start + begin, stop, 2 * step)
+                chunk = self._chunk(frames, begin, 2 * step)
                 if begin == 0:
                     self.tracker(chunk, is_first_step=True, queries=points)
                 tracks, visible = self.tracker(chunk)
@@ -150,18 +151,13 @@ class CoTrackerBackend:
         born = np.arange(length)[:, None] >= queries[None, :, 0]
         return _from_model(tracks, scale).astype(np.float32), visible & born
 
-    def _chunk(self, footage: Footage, begin: int, stop: int, length: int) -> Any:
-        """Frames (1, T, 3, H, W) 0..255 of the model's size; the last is repeated to `length`."""
+    def _chunk(self, frames: np.ndarray, begin: int, length: int) -> Any:
+        """Frames (1, T, 3, H, W) 0..255 from `begin` on; the last is repeated to `length`."""
         import torch
 
-        numbers = np.minimum(np.arange(begin, begin + length), stop - 1)
-        height, width = MODEL_SIZE
-        frames = np.stack(
-            [cv2.resize(footage.frames[n], (width, height), interpolation=cv2.INTER_AREA)
-             for n in numbers]
-        )  # fmt: skip
-        video = torch.from_numpy(frames).to(self.device).permute(0, 3, 1, 2)
-        return video[None].float()
+        numbers = np.minimum(np.arange(begin, begin + length), len(frames) - 1)
+        video = torch.from_numpy(frames[numbers]).to(self.device).permute(0, 3, 1, 2)
+        return video[None].float().contiguous()
 
 
 def _from_package(path: Path, device: str) -> Tracker:
@@ -228,6 +224,10 @@ def _open(mask: np.ndarray, points: np.ndarray) -> np.ndarray:
     inside = np.all((points >= 0) & (points <= last), axis=1)
     x, y = np.where(inside[:, None], points, 0).round().astype(int).T
     return inside & (mask[y, x] > 0)
+
+
+def _model_frame(frame: np.ndarray) -> np.ndarray:
+    return cv2.resize(frame, MODEL_SIZE[::-1], interpolation=cv2.INTER_AREA)
 
 
 def _scale(footage: Footage) -> np.ndarray:
