@@ -212,7 +212,7 @@ def test_two_runs_and_other_settings_are_refused(clips, whole, tmp_path):
 
 
 def test_more_workers_than_cpus_are_refused_instead_of_waiting_for_ever(clips, tmp_path):
-    with pytest.raises(RunError, match="9 workers need .* the Ray cluster has"):
+    with pytest.raises(RunError, match=r"9 workers need .* the Ray cluster has"):
         encode(clips, tmp_path / "out", CONFIG, workers=9)
     with session(3, 2) as pool:
         assert (pool.workers, pool.gpus) == (2, 0.0)

@@ -1,6 +1,6 @@
 """Small shards of clips for the tests of encoding: moving stripes, keypoints and faces."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +23,10 @@ def moving_stripes(num_frames: int, seed: int, size: tuple[int, int] = (HEIGHT, 
 def write_clips(
     folder: Path,
     name: str,
-    clips: dict[str, Sequence[np.ndarray]],
+    clips: Mapping[str, Sequence[np.ndarray]],
     *,
     damaged: Sequence[str] = (),
-    faces: dict[str, np.ndarray] | None = None,
+    faces: Mapping[str, np.ndarray] | None = None,
 ) -> ShardRecord:
     """Commit a shard of these clips into `folder`.
 
