@@ -132,7 +132,7 @@ class IsolatedWorker:
             while True:
                 left = deadline - time.monotonic()
                 if left <= 0:
-                    raise SourceError(f"took longer than {self.timeout_seconds:g} s", "timeout")
+                    raise self._too_long()
                 message = child.link.receive(min(left, _POLL_SECONDS))
                 if self.max_memory and child.memory() > self.max_memory:
                     raise _needs_memory(self.max_memory)
@@ -140,11 +140,20 @@ class IsolatedWorker:
                     continue
                 if message[0] in ("done", "failed"):
                     return message
-                child.link.send("reply", serve(*message))
+                self._answer(child, serve(*message), deadline)
         except (EOFError, ConnectionError):
             raise child.death() from None
         except WireError as error:
             raise SourceError(f"its decoder sent {error}", "crash") from None
+
+    def _answer(self, child: "_Child", reply: Any, deadline: float) -> None:
+        try:
+            child.link.send("reply", reply, max(deadline - time.monotonic(), _POLL_SECONDS))
+        except TimeoutError:
+            raise self._too_long() from None
+
+    def _too_long(self) -> SourceError:
+        return SourceError(f"took longer than {self.timeout_seconds:g} s", "timeout")
 
     def _ready_child(self) -> "_Child":
         if self._child is not None and self._child.process.poll() is not None:

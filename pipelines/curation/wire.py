@@ -27,10 +27,14 @@ class Link:
         self._socket = end
         self._received = bytearray()
 
-    def send(self, kind: str, data: Any) -> None:
-        """Send a message. Raises OSError where nobody listens any more."""
+    def send(self, kind: str, data: Any, seconds: float | None = None) -> None:
+        """Send a message.
+
+        Raises:
+            OSError: nobody listens any more, or not within `seconds` (TimeoutError).
+        """
         body = json.dumps([kind, data], separators=(",", ":"), allow_nan=False).encode()
-        self._socket.settimeout(None)
+        self._socket.settimeout(seconds)
         self._socket.sendall(_LENGTH.pack(len(body)) + body)
 
     def receive(self, seconds: float | None = None) -> tuple[str, Any] | None:

@@ -159,6 +159,18 @@ def test_hang_ends_at_the_time_limit(setting):
     assert time.monotonic() - began < 10
 
 
+def test_answer_that_is_not_listened_to_ends_at_the_time_limit(setting):
+    setting.worker.timeout_seconds = 1.5
+
+    def serve(kind: str, data: Any) -> str:
+        os.kill(setting.worker.pid, signal.SIGSTOP)
+        return "x" * (8 << 20)  # more than the socket holds
+
+    job = Job(id="", sha256="0" * 64, path=str(setting.video), staging="", config=CONFIG)
+    with pytest.raises(SourceError, match="took longer"):
+        setting.worker.run(to_dict(job), serve)
+
+
 def test_too_much_memory_is_refused(setting):
     setting.worker.close_child()
     setting.worker.max_memory = 300 << 20
