@@ -78,7 +78,8 @@ class CameraMotion:
     """Motion of the camera over a clip.
 
     percent_per_second: median displacement of the picture, % of the long side a second.
-    peak_percent_per_second: what a fifth of the pairs of frames exceed.
+    peak_percent_per_second: what a fifth of the pairs of frames exceed; those that no
+        model explains count as still.
     residual_percent: median distance of the background points from the model, % of it.
     num_tracks: background points a pair of frames, median; few make the rest uncertain.
     tracked_share: share of the pairs of frames that a model explains.
@@ -199,7 +200,9 @@ def _summary(
     rates = [pair.percent / pair.seconds for pair in fitted]
     tracked = len(fitted) / max(1, len(counts))
     median = _median(rates)
-    peak = float(np.quantile(rates, PEAK_QUANTILE)) if rates else 0.0
+    # What cannot be followed well is seldom the background: it must not decide for the few.
+    known = [*rates, *[0.0] * (len(counts) - len(rates))]
+    peak = float(np.quantile(known, PEAK_QUANTILE)) if known else 0.0
     shake = shake_percent(fitted)
     if footage is None or not fitted or tracked < MIN_TRACKED_SHARE:
         kind = "unknown"

@@ -155,6 +155,15 @@ def test_pan_in_a_part_of_the_clip_is_seen_beside_the_median():
     assert jump.peak_percent_per_second < 3
 
 
+def test_pairs_that_cannot_be_followed_count_as_still_for_the_peak():
+    noise = np.random.default_rng(0).integers(0, 255, (24, 240, 320, 3), np.uint8)
+    frames = [*noise, *[_view(400 + 5 * i) for i in range(8)]]
+    motion = camera_motion(frames, FPS)
+    assert motion.percent_per_second > 6
+    assert motion.tracked_share < 0.2
+    assert motion.peak_percent_per_second < 1
+
+
 def test_kind_follows_the_default_thresholds_of_curation():
     config = CameraConfig()
     assert camera.STILL_PERCENT == config.max_percent_per_second
