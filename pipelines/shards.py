@@ -225,6 +225,10 @@ def _shard_problems(tar: Path, record: ShardRecord) -> list[str]:
     problem = tar_problem(tar, record, deep=True)
     if problem:
         return [problem]
+    if record.kind == "latents":
+        from pipelines.encode.members import shard_problems
+
+        return shard_problems(tar, record)
     frames = {clip.key: clip.num_frames for clip in record.kept_clips}
     problems = []
     if record.kind == "clips":
