@@ -16,6 +16,7 @@ DWPOSE = f"{HUB}/yzd-v/DWPose/resolve/main"
 STABLE_VIDEO_DIFFUSION = f"{HUB}/stabilityai/stable-video-diffusion-img2vid-xt"
 # The commit whose sizes and digests stand below.
 STABLE_VIDEO_DIFFUSION_COMMIT = "9e43909513c6714f1bc78bcb44d96e733cd242aa"
+COTRACKER = f"{HUB}/facebook/cotracker3"
 STABLE_ANIMATOR = f"{HUB}/FrancisRing/StableAnimator"
 
 
@@ -52,7 +53,7 @@ class KnownModel:
     """
 
     name: str
-    kind: str  # face, detector, pose, base, animator
+    kind: str  # face, detector, pose, camera, base, animator
     purpose: str
     places: tuple[str, ...]
     source: str  # for people: the page or file it comes from
@@ -90,6 +91,11 @@ INSIGHTFACE = Terms(
     non_commercial=True,
 )
 APACHE = Terms(name="Apache-2.0", url="https://www.apache.org/licenses/LICENSE-2.0")
+CC_BY_NC = Terms(
+    name="CC BY-NC 4.0 (non-commercial)",
+    url="https://github.com/facebookresearch/co-tracker/blob/main/LICENSE.md",
+    non_commercial=True,
+)
 STABILITY = Terms(name=licences.STABILITY, url=f"{STABLE_VIDEO_DIFFUSION}/blob/main/LICENSE.md")
 
 _SCRFD_10G = "5838f7fe053675b1c7a08b633df49e7af5495cee0493c7dcf6697200b85b5b91"
@@ -216,6 +222,18 @@ CATALOGUE: tuple[KnownModel, ...] = (
         places=("pose/tinypose_256x192.onnx", "tinypose_256x192.onnx"),
         source="https://github.com/PaddlePaddle/PaddleDetection (configs/keypoint/tiny_pose)",
         terms=(APACHE,),
+    ),
+    KnownModel(
+        name="cotracker3-online",
+        kind="camera",
+        purpose="point tracks, by which curation measures the camera; its package `cotracker` is "
+        "installed from its repository",
+        places=("cotracker/scaled_online.pth", "scaled_online.pth"),
+        source=COTRACKER,
+        terms=(CC_BY_NC,),
+        files=(
+            RemoteFile(url=f"{COTRACKER}/resolve/main/scaled_online.pth", path="scaled_online.pth"),
+        ),
     ),
     KnownModel(
         name="svd-xt",

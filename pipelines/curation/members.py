@@ -44,7 +44,7 @@ def _source_scores(clips: Sequence[ClipRecord]) -> Scores:
         values, weights = np.array(pairs).T
         if name == "seconds":
             scores[name] = float(values.sum())
-        elif name == "camera_percent_per_second":
+        elif name in ("camera_percent_per_second", "camera_peak_percent_per_second"):
             scores[name] = float(values.max())
         else:
             scores[name] = float(np.average(values, weights=weights))
