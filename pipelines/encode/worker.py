@@ -2,12 +2,9 @@
 
 import errno
 import faulthandler
-import platform
 import tempfile
 import time
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from pipelines.encode.members import KIND, META
 from pipelines.encode.model import EncoderChoice
 from pipelines.encode.plan import source_id
 from pipelines.schema import ClipRecord, FaceTrack, ShardError, ShardRecord, SourceRecord
+from pipelines.versions import versions_of
 from pipelines.video import VideoError
 
 # Spot machines vanish and people kill what they do not know; a clip that ends its process thrice
@@ -30,7 +28,7 @@ STALL_SECONDS = 1800.0  # without one more chunk of frames
 _ERROR_LENGTH = 300
 # The machine's troubles, not the clip's: the run must stop, not write clips off.
 _MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE}
-_PACKAGES = ("stableanimator-pp", "av", "diffusers", "numpy", "opencv-python", "torch")
+_PACKAGES = ("av", "diffusers", "numpy", "opencv-python", "torch")
 
 Members = dict[str, bytes | Path]
 
@@ -209,16 +207,9 @@ def _encode_clip(
     return {f"{clip.key}.{suffix}": data for suffix, data in files.items()}, work.clock.seconds
 
 
-@cache
 def versions() -> dict[str, str]:
     """Versions of the code and of the libraries that decide what is written."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return versions_of(*_PACKAGES)
 
 
 def _alive() -> None:

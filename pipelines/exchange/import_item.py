@@ -2,13 +2,10 @@
 
 import errno
 import faulthandler
-import platform
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from functools import cache
-from importlib import metadata
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -26,9 +23,10 @@ from pipelines.images import ImageError
 from pipelines.pose import PoseError, PoseTrack
 from pipelines.pose_backends import open_pose_backend
 from pipelines.schema import ClipRecord, FaceTrack, Scores, ShardError, SourceRecord
+from pipelines.versions import versions_of
 from pipelines.video import VideoError, encode, iter_frames, probe
 
-_PACKAGES = ("stableanimator-pp", "av", "numpy", "opencv-python", "onnxruntime", "pillow")
+_PACKAGES = ("av", "numpy", "opencv-python", "onnxruntime", "pillow")
 _ERROR_LENGTH = 300
 _KNOWN_ERRORS = (ExchangeError, ImageError, PoseError, VideoError, ShardError)
 # The machine's troubles, not the clip's: the import must stop, not write clips off.
@@ -45,16 +43,9 @@ class Imported:
     thumbnail: Path | None = None
 
 
-@cache
 def versions() -> dict[str, str]:
     """Versions of the code and of the libraries that decide what is written."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return versions_of(*_PACKAGES)
 
 
 class Importer:
