@@ -98,7 +98,9 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cluster() -> Iterator[None]:
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
+    # Not a cluster that happens to run on this machine.
+    options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+    ray.init("local", num_cpus=4, **options)
     yield
     ray.shutdown()
 
