@@ -36,7 +36,14 @@ def run(
         ),
     ],
     out: OutFolder,
-    workers: Annotated[int | None, typer.Option(help="Processes; by default one a CPU.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes with models: one a GPU, else one a CPU."),
+    ] = None,
+    decoders: Annotated[
+        int | None,
+        typer.Option(help="Processes that decode for each; by default the CPUs that a GPU has."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Take only the first so many sources.")] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Work once more on the sources that failed.")
@@ -67,6 +74,7 @@ def run(
             out,
             config,
             workers=workers,
+            decoders=decoders,
             progress=progress,
             limit=limit,
             retry_failed=retry_failed,

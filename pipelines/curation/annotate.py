@@ -3,6 +3,7 @@
 T frames, P people. Coordinates are 0..1 of the frame; absent people are zeros.
 """
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,11 @@ class Seen:
 
 
 class Perception:
-    """The face, pose and camera models of a run, opened once a process."""
+    """The face, pose and camera models of a run, opened once a process.
+
+    Threads may share it: pose networks keep nothing between two calls, the others are called by one
+    thread at a time.
+    """
 
     def __init__(self, config: CurationConfig) -> None:
         self.config = config
@@ -50,6 +55,7 @@ class Perception:
         self.face = open_face_backend(config.faces.backend, threads=1)
         self.pose = open_pose_backend(config.pose.backend, threads=1)
         self.camera = open_camera_backend(config.camera.backend)
+        self._face_lock, self._camera_lock = threading.Lock(), threading.Lock()
 
     def names(self) -> dict[str, str]:
         """The name of each model, which every shard of a run must share."""
@@ -86,14 +92,15 @@ class Perception:
     def see(self, frames: Sequence[np.ndarray], times: np.ndarray, source: Path) -> Seen:
         """People and faces in sampled RGB frames, at `times` seconds of the file `source`."""
         track = self.pose.track(frames, source=source, times=times)
-        faces = [self.face.detect(frame) for frame in frames]
+        faces = [self._detect(frame) for frame in frames]
         return Seen(track=track, faces=faces, embeddings=self._embeddings(frames, faces))
 
     def measure_camera(
         self, frames: Sequence[np.ndarray], fps: float, boxes: np.ndarray | None
     ) -> Scores:
         """How the camera moves, for backends that are networks; people's `boxes` (T, P, 4)."""
-        return measure_camera(frames, fps, boxes, self.camera)
+        with self._camera_lock:
+            return measure_camera(frames, fps, boxes, self.camera)
 
     def annotate(
         self, clip: Path, fps: float, num_frames: int, source: Path, start: float
@@ -120,12 +127,20 @@ class Perception:
             linker.add(number, self._stored_faces(frame))
         return pose, linker.track(num_frames, pose, self.face.name, self.face.channel_order)
 
+    def _detect(self, frame: np.ndarray) -> list[Face]:
+        with self._face_lock:
+            return self.face.detect(frame)
+
+    def _embed(self, frame: np.ndarray, face: Face) -> np.ndarray:
+        with self._face_lock:
+            return self.face.embed(frame, face)
+
     def _stored_faces(self, frame: np.ndarray) -> list[tuple[Face, np.ndarray | None]]:
-        found = self.face.detect(frame)
+        found = self._detect(frame)
         faces = [face for face in found if face.score >= self.config.faces.stored_min_score]
         if not self.config.faces.store_embeddings or not self.face.embedding_dim:
             return [(face, None) for face in faces]
-        return [(face, self.face.embed(frame, face)) for face in faces]
+        return [(face, self._embed(frame, face)) for face in faces]
 
     def _embeddings(
         self, frames: Sequence[np.ndarray], faces: Sequence[Sequence[Face]]
@@ -141,7 +156,7 @@ class Perception:
             index, number = shown[position]
             face = faces[index][number]
             if np.isfinite(face.landmarks).all():
-                embeddings[index] = self.face.embed(frames[index], face)
+                embeddings[index] = self._embed(frames[index], face)
         return embeddings
 
 

@@ -238,6 +238,10 @@ class RunJournal:
         (journal.root / "started").mkdir()
         return journal, run
 
+    def is_there(self) -> bool:
+        """Whether this machine sees what `create` made."""
+        return (self.root / "started").is_dir()
+
     @contextmanager
     def attempt(self, shard: PlannedShard) -> Iterator[Path]:
         """A folder of its own for one attempt at a shard, removed afterwards."""

@@ -1,6 +1,5 @@
 """From a planned shard to a committed one: every source fetched, judged, and cut into clips."""
 
-import faulthandler
 import os
 import platform
 import stat
@@ -22,6 +21,7 @@ from pipelines.curation.plan import Plan, PlannedShard, PlannedSource
 from pipelines.curation.repack import repack
 from pipelines.curation.service import SourceService
 from pipelines.curation.source import MACHINE_ERRORS, Clock, Job
+from pipelines.curation.time_limit import time_limit
 from pipelines.overrides import to_dict
 from pipelines.schema import ShardRecord, SourceRecord
 from pipelines.tars import Content
@@ -58,6 +58,9 @@ class _Outcome:
 
 class ShardWork:
     """Works through the shards of a run, one at a time, in a process that holds the models.
+
+    Several of them may share a process and its models, each in a thread that lasts as long as the
+    process: a decoder dies with the thread that started it.
 
     Args:
         base: the folder that relative names of sources start from.
@@ -290,12 +293,11 @@ class _Attempt:
         )
         # The second line, for models that never return: the process ends and is begun anew.
         limit = work.config.video.timeout_seconds + _GRACE_SECONDS
-        faulthandler.dump_traceback_later(limit, exit=True, file=2)
         try:
-            report = service.parse(work.isolated.run(to_dict(job), service))
-            thumbnail = service.thumbnail(report)
+            with time_limit(limit):
+                report = service.parse(work.isolated.run(to_dict(job), service))
+                thumbnail = service.thumbnail(report)
         finally:
-            faulthandler.cancel_dump_traceback_later()
             self.record = replace(self.record, info=service.info)
         (staging / THUMBS_FOLDER / f"{self.row.id}.jpg").write_bytes(thumbnail)
         for stage, seconds in report.seconds.items():

@@ -28,6 +28,7 @@ import numpy as np
 import psutil
 from skimage import data
 
+from pipelines.curation.isolation import NAME
 from pipelines.video_encode import encode
 
 SIDE, FPS, FRAMES = 256, 10, 20
@@ -45,6 +46,8 @@ SETTINGS = (
 UNEQUAL = {".lock", "timings.jsonl", "commits.jsonl", "report.html"}
 LIMIT_SECONDS = 300.0
 MOST_RESUMES = 10
+# A node that is only slow, on a busy machine, is not to be taken for a dead one.
+UNHURRIED = {"health_check_timeout_ms": 60_000, "health_check_period_ms": 1000}
 
 
 def make_videos(folder: Path, count: int) -> Path:
@@ -84,10 +87,16 @@ class Nodes:
 
         self._cluster = Cluster(
             initialize_head=True,
-            head_node_args={"num_cpus": 1, "object_store_memory": 100 << 20},
+            head_node_args={
+                "num_cpus": 0,
+                "object_store_memory": 100 << 20,
+                "include_dashboard": False,
+                "_system_config": UNHURRIED,
+            },
         )
         self._workers = [self._add() for _ in range(workers)]
-        self.address = self._cluster.address
+        self._lost: list[psutil.Process] = []
+        self.address = str(self._cluster.address)
 
     def _add(self) -> Any:
         return self._cluster.add_node(num_cpus=2, object_store_memory=100 << 20)
@@ -95,10 +104,19 @@ class Nodes:
     def kill_one(self, rng: random.Random) -> None:
         """SIGKILL a node's raylet and all its workers at once, as a vanished machine would."""
         node = self._workers.pop(rng.randrange(len(self._workers)))
-        for info in node.all_processes.get("raylet", []):
-            _kill_tree(info.process.pid)
+        self._lost += below(node, NAME)
+        kill_tree(raylet(node))
         with suppress(Exception):
             self._cluster.remove_node(node, allow_graceful=False)
+
+    def below(self, word: str) -> list[psutil.Process]:
+        """Processes of all nodes whose command line has a word."""
+        return [process for node in self._workers for process in below(node, word)]
+
+    def decoders(self) -> list[psutil.Process]:
+        """The processes in which videos are decoded, those of vanished nodes included."""
+        self._lost = [process for process in self._lost if process.is_running()]
+        return self.below(NAME) + self._lost
 
     def mend(self) -> None:
         """As many nodes as at first."""
@@ -109,7 +127,8 @@ class Nodes:
         self._cluster.shutdown()
 
 
-def _kill_tree(pid: int) -> None:
+def kill_tree(pid: int) -> None:
+    """SIGKILL a process and all below it."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         for victim in [*process.children(recursive=True), process]:
@@ -128,18 +147,20 @@ def start(videos: Path, out: Path, address: str) -> subprocess.Popen[bytes]:
         )
 
 
-def _processes(*words: str) -> list[psutil.Process]:
+def raylet(node: Any) -> int:
+    """The process that all of a node's workers are below."""
+    return node.all_processes["raylet"][0].process.pid
+
+
+def below(node: Any, word: str) -> list[psutil.Process]:
+    """A node's processes whose command line has a word; other clusters are none of ours."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        line = " ".join(process.info["cmdline"] or ())
-        if any(word in line for word in words):
-            found.append(process)
+    with suppress(psutil.Error):
+        for process in psutil.Process(raylet(node)).children(recursive=True):
+            with suppress(psutil.Error):
+                if word in " ".join(process.cmdline()):
+                    found.append(process)
     return found
-
-
-def decoders() -> list[psutil.Process]:
-    """The processes in which videos are decoded."""
-    return _processes("pipelines.curation.isolation", "curation_decoder")
 
 
 def strike(kind: str, driver: subprocess.Popen[bytes], nodes: Nodes, rng: random.Random) -> bool:
@@ -147,13 +168,13 @@ def strike(kind: str, driver: subprocess.Popen[bytes], nodes: Nodes, rng: random
     if kind == "driver":
         if driver.poll() is not None:
             return False
-        _kill_tree(driver.pid)
+        kill_tree(driver.pid)
         driver.wait()
         return True
     if kind == "node":
         nodes.kill_one(rng)
         return True
-    victims = decoders() if kind == "decoder" else _processes("ray::MapWorker", "ShardWorker")
+    victims = nodes.below(NAME if kind == "decoder" else "ray::MapWorker")
     if not victims:
         return False
     with suppress(psutil.NoSuchProcess):
@@ -216,7 +237,7 @@ def run_to_the_end(
             try:
                 driver.wait(LIMIT_SECONDS)
             except subprocess.TimeoutExpired:
-                _kill_tree(driver.pid)
+                kill_tree(driver.pid)
                 return {"struck": struck, "starts": starts, "hung": True}
         nodes.mend()
         code = driver.poll()
@@ -232,10 +253,10 @@ def run_to_the_end(
             return {"struck": struck, "starts": starts, "gave_up": True}
 
 
-def orphans(seconds: float = 20.0) -> int:
+def orphans(nodes: Nodes, seconds: float = 20.0) -> int:
     """Decoders that are still there after `seconds`, when no run is."""
     deadline = time.monotonic() + seconds
-    while (left := decoders()) and time.monotonic() < deadline:
+    while (left := nodes.decoders()) and time.monotonic() < deadline:
         time.sleep(0.2)
     return len(left)
 
@@ -263,7 +284,7 @@ def torture(runs: int, folder: Path, *, seed: int = 0, videos: int = 18) -> dict
             result = run_to_the_end(kinds, moments, sources, out, nodes, rng)
             wrong = list(problems(out, expected, videos))
             wrong += [key for key in ("hung", "gave_up") if result.get(key)]
-            if left := orphans():
+            if left := orphans(nodes):
                 wrong.append(f"{left} decoders were left running")
             rounds.append(result)
             if wrong:
