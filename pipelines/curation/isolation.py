@@ -6,6 +6,7 @@ It dies with its parent, whatever the parent dies of.
 """
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -92,7 +93,7 @@ class IsolatedWorker:
             SourceError: the source cannot be worked on, or its decoder had to be given up.
             OSError: the machine is in trouble, such as a full disk.
         """
-        self._ready_child()
+        self._first_child()
         deadline = time.monotonic() + self.timeout_seconds
         tried: dict[str, int] = {}
         while True:
@@ -107,6 +108,11 @@ class IsolatedWorker:
         """End the decoder for good, and give its frames up."""
         self.close_child()
         self._file.close()
+
+    def _first_child(self) -> None:
+        """A decoder that has started, so that starting does not count as a source's time."""
+        with contextlib.suppress(_DeathError):
+            self._ready_child()
 
     def _attempt(self, job: Any, serve: Serve, deadline: float) -> Any:
         child = self._ready_child()
@@ -200,15 +206,26 @@ class _Child:
         try:
             if self.link.receive(_START_SECONDS) != ("ready", None):
                 raise EOFError
-        except (EOFError, WireError):
+        except (EOFError, ConnectionError, WireError):
+            code = self._ended()
             self.end()
-            raise RuntimeError(
+            if code == -signal.SIGKILL:
+                raise _DeathError("had its decoder killed as it started", "killed") from None
+            # Of the machine, whatever the source: the run must stop, not write sources off.
+            raise OSError(
+                errno.EIO,
                 f"the process that decodes videos did not start within {_START_SECONDS:g} s "
-                f"(exit code {self.process.returncode}); look at its messages above"
+                f"(exit code {code}); look at its messages above",
             ) from None
         except BaseException:
             self.end()
             raise
+
+    def _ended(self) -> int | None:
+        """Its exit code, where it is ending; None where it goes on."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.process.wait(1.0)
+        return None
 
     def memory(self) -> int:
         """Bytes of memory in use; 0 once it is gone."""

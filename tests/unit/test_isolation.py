@@ -1,9 +1,11 @@
 """The process that decodes: it may crash, hang, grow or be killed, and its parent goes on."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +19,7 @@ from skimage import data
 
 from pipelines.curation.annotate import Perception
 from pipelines.curation.config import CurationConfig
-from pipelines.curation.isolation import IsolatedWorker, SourceError
+from pipelines.curation.isolation import NAME, IsolatedWorker, SourceError
 from pipelines.curation.service import SourceService
 from pipelines.curation.source import Job, Report
 from pipelines.curation.wire import WireError
@@ -148,6 +150,24 @@ def test_process_that_is_killed_from_outside_is_begun_anew(setting):
 
     assert setting.run(twice).clips
     assert len(set(pids)) == 3
+
+
+def test_process_that_is_killed_as_it_starts_is_begun_anew(setting):
+    killed: list[int] = []
+
+    def kill_the_first() -> None:
+        while not killed:
+            for child in psutil.Process().children():
+                with contextlib.suppress(psutil.Error):
+                    if NAME in " ".join(child.cmdline()):
+                        child.kill()
+                        killed.append(child.pid)
+
+    thread = threading.Thread(target=kill_the_first, daemon=True)
+    thread.start()
+    assert setting.run(lambda pid: None).clips
+    thread.join()
+    assert killed != [setting.worker.pid]
 
 
 def test_hang_ends_at_the_time_limit(setting):
