@@ -32,8 +32,8 @@ __all__ = [
 ]
 
 SPAN_SECONDS = 0.5
-FEW_PAIRS = 24
-MAX_PAIRS = 40
+FEW_PAIRS = 12
+MAX_PAIRS = 20
 RUN_PAIRS = 4
 PEAK_QUANTILE = 0.8
 # As the thresholds of curation are by default; those judge the scores, these name the kind.
