@@ -22,7 +22,7 @@ from pipelines.curation.config import CurationConfig
 from pipelines.curation.plan import load_plan
 from pipelines.curation.report import stats
 from pipelines.curation.simulate import SimulatedCluster, simulate
-from pipelines.curation.source import Job, SourceWork, _spans
+from pipelines.curation.source import Job, SourceWork, clip_spans
 from pipelines.curation.timings import iter_timings, read_timings
 from pipelines.video import encode, iter_frames, probe
 
@@ -243,7 +243,7 @@ def _without_models(path: Path, config: CurationConfig) -> None:
         work = SourceWork(job, _NoModels(), frames.fileno())
         video = probe(path, work.limits)
         scan = work.scan(video)
-        for span in _spans(scan.shots, config):
+        for span in clip_spans(scan.shots, config):
             sampled = scan.samples.of(*span)
             work.cheap_scores(sampled, span, len(scan.shots.cuts), video)
             work.camera_scores(sampled, None)

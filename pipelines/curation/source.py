@@ -130,7 +130,7 @@ class SourceWork:
         scan = self.scan(video)
         info |= _scan_info(scan.shots)
         clips, middles = [], []
-        for number, span in enumerate(_spans(scan.shots, self.config)):
+        for number, span in enumerate(clip_spans(scan.shots, self.config)):
             sampled = scan.samples.of(*span)
             clips.append(self._clip(number, span, sampled, scan, video))
             middles.append(sampled.frames.slots[len(sampled.frames) // 2])
@@ -312,7 +312,7 @@ def _scan_info(scan: ShotScan) -> dict[str, Any]:
     }
 
 
-def _spans(scan: ShotScan, config: CurationConfig) -> list[tuple[float, float]]:
+def clip_spans(scan: ShotScan, config: CurationConfig) -> list[tuple[float, float]]:
     """The spans to score: shots that are long enough, else the longest; long ones divided."""
     shots = [shot for shot in scan.shots if shot[1] - shot[0] >= config.output.min_seconds]
     if not shots:

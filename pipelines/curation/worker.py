@@ -1,11 +1,8 @@
 """From a planned shard to a committed one: every source fetched, judged, and cut into clips."""
 
 import os
-import platform
 import stat
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +22,11 @@ from pipelines.curation.time_limit import time_limit
 from pipelines.overrides import to_dict
 from pipelines.schema import ShardRecord, SourceRecord
 from pipelines.tars import Content
+from pipelines.versions import versions_of
 from pipelines.video import VideoError
 
 DOWNLOADS_FOLDER = ".downloads"
-_PACKAGES = ("stableanimator-pp", "av", "numpy", "opencv-python", "onnxruntime", "scenedetect")
+_PACKAGES = ("av", "numpy", "opencv-python", "onnxruntime", "scenedetect")
 _ERROR_LENGTH = 300
 # For models that hang: the decoder's own end has come long before.
 _GRACE_SECONDS = 300.0
@@ -36,16 +34,9 @@ _GRACE_SECONDS = 300.0
 Members = dict[str, Content]
 
 
-@cache
 def versions() -> dict[str, str]:
     """Versions of the code and of the libraries that decide what is written."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return versions_of(*_PACKAGES)
 
 
 @dataclass(kw_only=True)
