@@ -98,17 +98,12 @@ def revise(
 
     Example: animator curate revise shards --set faces.min_share=0.5 --set pose.max_missing=0.6
     """
-    from infra.progress import stage_bar
+    from pipelines.curation.progress import progress_bar
     from pipelines.curation.revise import revise as run_revision
     from pipelines.overrides import to_dict
 
-    with stage_bar("revise") as progress:
-        summary = run_revision(
-            folder,
-            settings or [],
-            dry_run=dry_run,
-            progress=lambda stage, done, total: progress(done / max(1, total), stage),
-        )
+    with progress_bar() as progress:
+        summary = run_revision(folder, settings or [], dry_run=dry_run, progress=progress)
     emit(to_dict(summary), as_json=as_json, show=_revision_lines)
 
 

@@ -75,7 +75,8 @@ def read_commit(folder: Path, name: str) -> Commit | None:
             rejected=verdicts.count("rejected"),
             failed=verdicts.count("failed"),
             clips=sum(clip["verdict"] == "kept" for clip in clips),
-            not_stored=sum("not_stored" in clip["reasons"] for clip in clips),
+            # Of a copy whose original is gone, the source says so and has no clips.
+            not_stored=sum("not_stored" in one["reasons"] for one in [*clips, *sources]),
             rows=hash_rows(source["id"] for source in sources),
         )
     # Damage can leave JSON of any shape.

@@ -4,6 +4,7 @@ The videos are made here from a public-domain portrait with its keypoints beside
 but the embedded models is needed.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ import psutil
 import pytest
 from skimage import data
 
+from infra.cli import main
 from pipelines import shards
 from pipelines.clips import ClipStore
 from pipelines.curation.config import CurationConfig
@@ -390,3 +392,33 @@ def test_two_runs_on_a_folder_refuse_each_other(videos, tmp_path):
 
 def test_summary_can_be_written_as_json(whole):
     assert to_dict(whole[1])["totals"]["kept"] == 2
+
+
+def test_thresholds_are_revised_and_reported_from_the_command_line(whole, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(whole[0], out)
+    before = contents(out)
+    strict = ["curate", "revise", str(out), "--set", "faces.min_sharpness=100000"]
+    run_verb(*strict, "--dry-run", "--json")
+    told = json.loads(capsys.readouterr().out)
+    assert (told["clips_before"], told["clips_after"]) == (2, 0)
+    assert shard_files(contents(out)) == shard_files(before)
+    run_verb(*strict)
+    assert "kept" in capsys.readouterr().out
+    run_verb("curate", "report", str(out), "--json")
+    report = json.loads(capsys.readouterr().out)
+    assert report["summary"]["clips_kept"] == 0
+    assert report["summary"]["reasons"]["low_face_quality"] >= 2
+    default = CurationConfig().faces.min_sharpness
+    run_verb("curate", "revise", str(out), "--set", f"faces.min_sharpness={default}")
+    assert shard_files(contents(out)) == shard_files(before)
+
+
+def run_verb(*arguments: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    assert not ended.value.code
+
+
+def shard_files(found: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: data for name, data in found.items() if name.startswith("shard-")}
