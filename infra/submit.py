@@ -24,6 +24,9 @@ DISTRIBUTION = "stableanimator-pp"
 # Models are one thread each and workers fill the cores; a log should not wait in a buffer.
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 _POLL_SECONDS = 2.0
+# A dashboard answers before the process beside it that starts jobs.
+_START_SECONDS = 30.0
+_NO_AGENT = "No available agent"  # Ray's words
 
 
 class SubmitError(ValueError):
@@ -81,14 +84,21 @@ def checked_job(verb: str, arguments: Sequence[str], command: Any, **options: An
 
 def submit(job: Job, address: str) -> str:
     """Send a job; returns its id. Raises SubmitError where no cluster answers at the address."""
+    deadline = time.monotonic() + _START_SECONDS
     with _client(address) as client:
-        return client.submit_job(
-            entrypoint=job.entrypoint,
-            runtime_env=job.runtime_env(),
-            submission_id=job.name,
-            metadata={"verb": job.verb},
-            entrypoint_num_cpus=job.cpus or None,
-        )
+        while True:
+            try:
+                return client.submit_job(
+                    entrypoint=job.entrypoint,
+                    runtime_env=job.runtime_env(),
+                    submission_id=job.name,
+                    metadata={"verb": job.verb},
+                    entrypoint_num_cpus=job.cpus or None,
+                )
+            except RuntimeError as error:
+                if _NO_AGENT not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(_POLL_SECONDS)
 
 
 def follow(job_id: str, address: str) -> Iterator[str]:
@@ -179,6 +189,12 @@ def _client(address: str) -> Iterator[Any]:
         if "does not exist" in text:
             raise SubmitError(
                 f"the cluster at {address} knows no such job; `animator submit status` lists them."
+            ) from None
+        if _NO_AGENT in text:
+            raise SubmitError(
+                f"the cluster at {address} has nobody to start jobs: look at its head's "
+                "dashboard_agent.log; beside another cluster on one machine, give `ray start` a "
+                "free --dashboard-agent-listen-port."
             ) from None
         if "already exists" in text:
             raise SubmitError(

@@ -59,6 +59,12 @@ def test_too_many_workers_are_refused_with_what_is_there():
         fit([{"CPU": 16.0, "GPU": 1.0}], None, 100, threads=32)
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 class Machines:
     """A Ray cluster on whose head nothing is done; the other machines come and go.
 
@@ -73,6 +79,7 @@ class Machines:
         head["include_dashboard"] = dashboard is not None
         if dashboard is not None:
             head |= {"dashboard_host": "127.0.0.1", "dashboard_port": dashboard}
+            head["dashboard_agent_listen_port"] = free_port()
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address = str(self._cluster.address)
         self.here: list[Any] = []
@@ -89,6 +96,12 @@ class Machines:
         self.here.remove(node)
         with suppress(Exception):
             self._cluster.remove_node(node, allow_graceful=False)
+
+    def clear(self) -> None:
+        """Only the head is left, and Ray knows it."""
+        for node in list(self.here):
+            self.vanish(node)
+        until(lambda: sum(node["Alive"] for node in self._cluster.global_state.node_table()) == 1)
 
     def close(self) -> None:
         self._cluster.shutdown()
@@ -120,11 +133,10 @@ def _clean(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     found: Machines = request.getfixturevalue("machines")
     monkeypatch.setenv("RAY_ADDRESS", found.address)
     yield
-    for driver in DRIVERS:
+    for driver in DRIVERS:  # of a test that failed
         if driver.poll() is None:
             kill_tree(driver.pid)
-    for node in list(found.here):
-        found.vanish(node)
+    found.clear()
 
 
 @pytest.fixture(scope="module")
@@ -142,13 +154,6 @@ def expected(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         # Not in this process: Ray's shutdown there would reach the cluster that it holds.
         end(start([*command(videos, out), "--workers", "1"], log), log)
     return contents(out)
-
-
-class Holder:
-    """Other work on the cluster."""
-
-    def answer(self) -> bool:
-        return True
 
 
 def command(videos: Path, out: Path) -> list[str]:
@@ -217,13 +222,18 @@ def test_many_threads_of_one_worker_make_the_bytes_of_one(machines, videos, expe
 def test_cluster_without_room_is_said_so_instead_of_waiting_for_ever(machines, videos, tmp_path):
     import ray
 
+    @ray.remote(num_cpus=2)
+    class Holder:
+        def answer(self) -> bool:
+            return True
+
     with pytest.raises(RunError, match=r"no machine with a CPU yet.*autoscaler"):
         curate([str(videos)], tmp_path, CONFIG, patience=1)
     machines.add(cpus=2)
     with pytest.raises(RunError, match=r"3 workers need 1 CPU each.*room for 2"):
         curate([str(videos)], tmp_path, CONFIG, workers=3)
     with connected():
-        holder = ray.remote(num_cpus=2)(Holder).remote()
+        holder = Holder.remote()
         ray.get(holder.answer.remote())
         with pytest.raises(RunError, match=r"other work holds .* needs 1 CPU .* 0 CPUs are free"):
             curate([str(videos)], tmp_path, CONFIG, patience=1)
@@ -262,15 +272,15 @@ def test_worker_that_does_not_fit_the_driver_says_why(machines, tmp_path):
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    return free_port()
 
 
 @pytest.fixture
 def served(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machines]:
     """A cluster of its own, with a dashboard, which is what takes jobs."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    # As where the environment is activated: a job's `python` is the cluster's.
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     found = Machines(port)
     yield found
     found.close()
