@@ -175,10 +175,16 @@ def manifest(job: Job, *, image: str, claim: str, mount: str, workers: int, gpus
 
 @contextmanager
 def _client(address: str) -> Iterator[Any]:
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     try:
         yield JobSubmissionClient(address)
+    except AuthenticationError:
+        raise SubmitError(
+            f"the cluster at {address} does not take this token: set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN to the cluster's own."
+        ) from None
     except ConnectionError:
         raise SubmitError(
             f"no Ray cluster answers at {address}: expected the address of its dashboard, as "
