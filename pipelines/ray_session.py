@@ -4,6 +4,7 @@ Ray only executes: what is to be done and what is done is kept in files by whoev
 """
 
 import logging
+import math
 import os
 import sys
 import time
@@ -18,7 +19,9 @@ __all__ = ["PATIENCE_SECONDS", "Pool", "RunError", "cluster", "gpus_there", "run
 _OBJECT_STORE_BYTES = 256 << 20
 _MIN_CPUS = 4
 # Ray Data plans every block before it starts: more of them cost the driver memory and minutes.
-_MAX_BLOCKS = 10_000
+_MAX_BLOCKS = 4_000
+# For as many workers as that leaves short: one that has no more to do is idle till the end.
+_BLOCKS_A_THREAD = 4
 # A node takes minutes to be bought and booted; another job may end.
 PATIENCE_SECONDS = 900.0
 _TELL_SECONDS = 30.0
@@ -150,11 +153,14 @@ def run_pool(
     from ray.exceptions import RayError
 
     finished: set[str] = set()
+    blocks = min(len(items), max(_MAX_BLOCKS, _BLOCKS_A_THREAD * pool.workers * pool.threads))
+    # Ray sees whole blocks alone.
+    no_progress *= math.ceil(len(items) / blocks)
     # Ray prints its remarks about dead workers to standard output, which is for results.
     with _data_settings(pool, no_progress, patience), redirect_stdout(sys.stderr):
         dataset = ray.data.from_items(
             [{"item": item} for item in items],
-            override_num_blocks=min(len(items), _MAX_BLOCKS),
+            override_num_blocks=blocks,
         ).map_batches(
             actor,
             fn_constructor_args=arguments,

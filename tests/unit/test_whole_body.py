@@ -6,7 +6,7 @@ import torch
 
 from animator.keypoints import BODY, FACE
 from pipelines.clips import ClipStore
-from pipelines.curation.filters import pose_scores
+from pipelines.curation.pose_parts import pose_scores
 from pipelines.pose import PoseTrack
 from tests.unit.test_clips import write_shard
 from training.align import AlignConfig
@@ -53,10 +53,10 @@ def test_curation_judges_the_body_alone():
     track = PoseTrack(
         keypoints=np.zeros((10, 2, 128, 2), np.float32), score=score, boxes=np.zeros((10, 2, 4))
     )
-    whole = pose_scores(track, max_missing=0.4)
+    whole = pose_scores(track)[1]
     body = PoseTrack(
         keypoints=track.keypoints[:, :, BODY], score=score[:, :, BODY], boxes=track.boxes
     )
-    assert whole == pose_scores(body, max_missing=0.4)
-    assert whole == {"pose_missing": 0.25, "pose_bad_frames": 0.5, "people": 1}
+    assert whole == pose_scores(body)[1]
+    assert whole == {"pose_missing": [0.0] * 5 + [0.5] * 5}
     assert track.missing_share() == 0.25
