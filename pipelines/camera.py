@@ -35,6 +35,10 @@ SPAN_SECONDS = 0.5
 FEW_PAIRS = 12
 MAX_PAIRS = 20
 RUN_PAIRS = 4
+# Followed worse than this, pairs of neighbouring frames are tried as well.
+SURE_TRACKS = 20
+SURE_SHARE = 0.6
+NEAR_PAIRS = 12
 PEAK_QUANTILE = 0.8
 # As the thresholds of curation are by default; those judge the scores, these name the kind.
 STILL_PERCENT = 3.0
@@ -169,13 +173,32 @@ def camera_motion(
         raise ValueError(f"fps is {fps}, expected the frames' rate")
     if person_boxes is not None and len(person_boxes) != len(frames):
         raise ValueError(f"{len(person_boxes)} frames of boxes for {len(frames)} frames")
-    pairs = _choose_pairs(len(frames), fps)
+    backend = backend or FlowBackend()
+    step = min(max(1, round(SPAN_SECONDS * fps)), max(1, len(frames) - 1))
+    motion = _measure(frames, fps, person_boxes, backend, step)
+    if step > 1 and (motion.num_tracks < SURE_TRACKS or motion.tracked_share < SURE_SHARE):
+        # What moves fast is out of the picture, or of sight, in half a second.
+        near = _measure(frames, fps, person_boxes, backend, 1, NEAR_PAIRS)
+        motion = max(motion, near, key=lambda found: found.num_tracks * found.tracked_share)
+    return motion
+
+
+def _measure(
+    frames: Sequence[np.ndarray],
+    fps: float,
+    person_boxes: np.ndarray | None,
+    backend: CameraBackend,
+    step: int,
+    most: int | None = None,
+) -> CameraMotion:
+    """Motion by pairs of frames `step` apart, at most `most` of them."""
+    pairs = _choose_pairs(len(frames), step, most or MAX_PAIRS)
     fitted: list[PairMotion] = []
     counts: list[int] = []
     changes: list[float] = []
     footage = Footage(frames, fps, person_boxes) if pairs else None
     if footage is not None:
-        followed = (backend or FlowBackend()).follow(footage, pairs)
+        followed = backend.follow(footage, pairs)
         for (first, second), (points, there) in zip(pairs, followed, strict=True):
             counts.append(len(points))
             motion = fit_pair(
@@ -234,15 +257,14 @@ def _median(values: Sequence[float]) -> float:
     return float(np.median(values)) if len(values) else 0.0
 
 
-def _choose_pairs(num_frames: int, fps: float) -> list[tuple[int, int]]:
-    """Pairs of frames SPAN_SECONDS apart: all of a short shot; of a longer one such that the next
+def _choose_pairs(num_frames: int, step: int, most: int) -> list[tuple[int, int]]:
+    """Pairs of frames `step` apart: all of a short shot; of a longer one such that the next
     begins where one ends; of a long one runs of these, spread over it.
     """
-    step = min(max(1, round(SPAN_SECONDS * fps)), max(1, num_frames - 1))
     stride = 1 if num_frames - step <= FEW_PAIRS else step
     starts = np.arange(0, num_frames - step, stride)
-    if len(starts) > MAX_PAIRS:
-        runs = np.linspace(0, len(starts) - RUN_PAIRS, MAX_PAIRS // RUN_PAIRS).round().astype(int)
+    if len(starts) > most:
+        runs = np.linspace(0, len(starts) - RUN_PAIRS, most // RUN_PAIRS).round().astype(int)
         starts = starts[np.unique(runs[:, None] + np.arange(RUN_PAIRS))]
     return [(int(start), int(start) + step) for start in starts]
 

@@ -155,9 +155,18 @@ def test_pan_in_a_part_of_the_clip_is_seen_beside_the_median():
     assert jump.peak_percent_per_second < 3
 
 
+def test_fast_pan_beside_a_person_who_fills_the_frame_is_seen():
+    # In half a second, what the person leaves open has moved out of the picture.
+    frames = [_view(12 * i) for i in range(24)]
+    person = np.tile(np.array([0.2, 0.0, 0.8, 1.0], np.float32), (24, 1, 1))
+    motion = camera_motion(frames, FPS, person)
+    assert motion.tracked_share > 0.5
+    assert motion.percent_per_second > 10
+
+
 def test_pairs_that_cannot_be_followed_count_as_still_for_the_peak():
-    noise = np.random.default_rng(0).integers(0, 255, (24, 240, 320, 3), np.uint8)
-    frames = [*noise, *[_view(400 + 5 * i) for i in range(8)]]
+    noise = np.random.default_rng(0).integers(0, 255, (10, 240, 320, 3), np.uint8)
+    frames = [*noise, *[_view(400 + 5 * i) for i in range(3)]]
     motion = camera_motion(frames, FPS)
     assert motion.percent_per_second > 6
     assert motion.tracked_share < 0.2
