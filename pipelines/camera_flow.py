@@ -12,7 +12,7 @@ import numpy as np
 from pipelines.camera_footage import Footage
 
 CELLS = 8
-MAX_POINTS = 256
+MAX_POINTS = 160
 MAX_CELL_POINTS = 12
 CORNER_QUALITY = 0.05  # of the best corner of its cell
 CORNER_BLOCK = 5

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 _SIDE = 480
-_MAX_PAIRS = 16
+_MAX_PAIRS = 8
 # Samples between the two frames of a pair, and between pairs.
 _APART, _STEP = 2, 4
 # Grey levels: strokes differ from what is around them by more, and stay as they are within.
