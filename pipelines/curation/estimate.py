@@ -24,11 +24,11 @@ from pipelines.curation.source_rows import SCHEME
 from pipelines.curation.timings import read_timings
 from pipelines.video import VideoError, probe
 
-# Of 39 clips of 400 s in all (docs/benchmarks/2026-11-22-curation.md): 2 workers took 904 s on a
+# Of 39 clips of 400 s in all (docs/benchmarks/2026-11-23-curation.md): 2 workers took 600 s on a
 # machine that was busy besides, so this is an upper bound; 37.5 MB were stored.
-WORKER_SECONDS_PER_VIDEO_SECOND = 4.5
+WORKER_SECONDS_PER_VIDEO_SECOND = 3.0
 STORED_BYTES_PER_VIDEO_SECOND = 94_000
-BENCHMARK = "docs/benchmarks/2026-11-22-curation.md"
+BENCHMARK = "docs/benchmarks/2026-11-23-curation.md"
 # Fewer sources than this say little of the others.
 MIN_TIMED = 20
 _MAX_SAMPLE = 20
