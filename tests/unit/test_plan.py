@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.curation.config import CurationConfig
-from pipelines.curation.estimate import estimate
+from pipelines.curation.estimate import WORKER_SECONDS_PER_VIDEO_SECOND, estimate
 from pipelines.curation.plan import (
     SOURCE_SCHEMA,
     Plan,
@@ -203,7 +203,8 @@ def test_estimate_of_files_rests_on_a_look_at_some_of_them(data_root, tmp_path):
     assert found.video_hours is not None
     assert 0.001 < found.video_hours < 0.2
     assert found.cpu_hours is not None
-    assert found.cpu_hours == pytest.approx(4.5 * found.video_hours, abs=0.005)
+    expected = WORKER_SECONDS_PER_VIDEO_SECOND * found.video_hours
+    assert found.cpu_hours == pytest.approx(expected, abs=0.005)
     assert found.wall_hours == pytest.approx(found.cpu_hours / 2, abs=0.001)
 
 
