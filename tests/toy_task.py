@@ -92,7 +92,7 @@ class ToyConfig:
     accident_at: int = -1
     accident_marker: str = ""
 
-    def build_task(self, seed: int) -> ToyTask:
+    def build_task(self, seed: int, global_batch: int = 1) -> ToyTask:
         return ToyTask(self, seed)
 
 

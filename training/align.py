@@ -62,7 +62,7 @@ class AlignConfig:
         if self.driven_frames < 1:
             raise ValueError(f"task.driven_frames is {self.driven_frames}, expected at least 1.")
 
-    def build_task(self, seed: int) -> "AlignTask":
+    def build_task(self, seed: int, global_batch: int = 1) -> "AlignTask":
         if self.motion and self.shards:
             raise ValueError(
                 f"Got shards {self.shards} and motion {self.motion}, expected one of them: train "

@@ -79,7 +79,7 @@ class AnimateConfig:
                 "least 1."
             )
 
-    def build_task(self, seed: int) -> "AnimateTask":
+    def build_task(self, seed: int, global_batch: int = 1) -> "AnimateTask":
         if self.animator.codec == "temporal_vae" and not self.start:
             raise ValueError(
                 "This model is built on Stable Video Diffusion: give its folder, or that of a "

@@ -84,21 +84,62 @@ class CheckpointConfig:
 
     every_samples: int
     keep: int = 2
+    keep_best: int = 1  # and so many of those with the best validation metric
+    background: bool = True  # written while training goes on, from a copy in host memory
 
     def __post_init__(self) -> None:
         _require(self.every_samples > 0, "checkpoint.every_samples", self.every_samples, "≥ 1")
         _require(self.keep > 0, "checkpoint.keep", self.keep, "at least 1")
+        _require(self.keep_best >= 0, "checkpoint.keep_best", self.keep_best, "≥ 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """Which steps are left out because they would harm the weights, and when that is enough."""
+
+    spike: float = 100.0  # times the running mean of the gradient norm; 0 = only what is not finite
+    settle_steps: int = 200  # good steps before a spike is believed
+    max_in_a_row: int = 5  # steps left out one after the other before the run stops
+    keep_batches: int = 4  # batches of left-out steps kept for inspection
+
+    def __post_init__(self) -> None:
+        _require(
+            self.spike == 0 or self.spike > 1, "guard.spike", self.spike, "above 1, or 0 for none"
+        )
+        _require(self.settle_steps >= 1, "guard.settle_steps", self.settle_steps, "at least 1")
+        _require(self.max_in_a_row >= 1, "guard.max_in_a_row", self.max_in_a_row, "at least 1")
+        _require(self.keep_batches >= 0, "guard.keep_batches", self.keep_batches, "≥ 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateConfig:
+    """Checkpoints that are tried on held-out data, beside the training that goes on."""
+
+    every_samples: int = 0  # checkpoints that cross a multiple of it are validated; 0 = none
+    clips: int = 4  # held-out clips, or poses of so many clips
+    metric: str = "loss"  # decides which checkpoints and which model are best
+    higher_is_better: bool = False
+    num_gpus: float | None = None  # None = one where the cluster has one that training leaves
+
+    def __post_init__(self) -> None:
+        _require(self.every_samples >= 0, "validate.every_samples", self.every_samples, "≥ 0")
+        _require(self.clips >= 1, "validate.clips", self.clips, "at least 1")
+        _require(bool(self.metric), "validate.metric", self.metric, "the name of a metric")
+        _require(
+            self.num_gpus is None or self.num_gpus >= 0, "validate.num_gpus", self.num_gpus, "≥ 0"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Where and how the run executes; only `seed`, `precision` and `zero_stage` change results."""
+    """Where and how it executes; only seed, precision, engine and ZeRO stage change results."""
 
     num_workers: int = 1
     threads_per_worker: int = 0  # torch threads; 0 = cores shared out among the workers
     use_gpu: bool | None = None  # None = where the cluster has one for each worker
     precision: Literal["fp32", "bf16"] = "fp32"
-    zero_stage: Literal[1, 2] = 2
+    engine: Literal["deepspeed", "ddp"] = "deepspeed"  # ddp: plain PyTorch, nothing shared out
+    zero_stage: Literal[1, 2, 3] = 2  # what DeepSpeed shares out: optimiser, gradients, weights
     seed: int = 0
     max_failures: int = 3  # lost workers survived before the run gives up
     log_every: int = 10  # steps between lines on the console and points in the tracker
@@ -125,10 +166,16 @@ class TrainConfig:
     batch: BatchConfig
     checkpoint: CheckpointConfig
     ema: EmaConfig = field(default_factory=EmaConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    validate: ValidateConfig = field(default_factory=ValidateConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
         self.accumulation(self.run.num_workers)
+
+    def build_task(self) -> Any:
+        """Open the task with the run's seed and batch."""
+        return self.task.build_task(self.run.seed, self.batch.global_batch)
 
     @property
     def num_steps(self) -> int:
@@ -154,6 +201,9 @@ class TrainConfig:
 # What may differ between a run and its continuation, because it changes no result.
 _FREE = {
     "checkpoint",
+    "guard.max_in_a_row",
+    "guard.keep_batches",
+    "validate",
     "run.num_workers",
     "run.threads_per_worker",
     "run.use_gpu",
@@ -208,5 +258,7 @@ def read_config(path: Path, task_types: Mapping[str, type]) -> TrainConfig:
         batch=from_dict(BatchConfig, data["batch"]),
         checkpoint=from_dict(CheckpointConfig, data["checkpoint"]),
         ema=from_dict(EmaConfig, data["ema"]),
+        guard=from_dict(GuardConfig, data.get("guard", {})),
+        validate=from_dict(ValidateConfig, data.get("validate", {})),
         run=from_dict(RunConfig, data["run"]),
     )

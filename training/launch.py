@@ -46,13 +46,13 @@ def train(
     world = 1 if local else config.run.num_workers
     config.accumulation(world)
     if not out.exists():
-        config.task.build_task(config.run.seed)  # a mistake must not leave an empty folder
+        config.build_task()  # a mistake must not leave an empty folder
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         stack.enter_context(only_run_in(out))
         if (summary := finished_summary(config, out)) is not None:
             return summary
-        task = config.task.build_task(config.run.seed)
+        task = config.build_task()
         if progress is None:
             progress = stack.enter_context(Console(config.num_steps, config.run.log_every))
         samples_seen = prepare_folder(config, task, out, world, progress)
@@ -137,7 +137,7 @@ def _worker(payload: dict[str, Any]) -> None:
     tracker = _tracker(run if rank == 0 else None)
     try:
         train_loop(
-            config.task.build_task(config.run.seed),
+            config.build_task(),
             config,
             out,
             reporter=RayReporter(),
@@ -173,7 +173,7 @@ def _train_here(config: TrainConfig, out: Path, run: tracking.TrackedRun | None)
     tracker = _tracker(run)
     try:
         train_loop(
-            config.task.build_task(config.run.seed),
+            config.build_task(),
             config,
             out,
             reporter=LocalReporter(out / "checkpoints"),

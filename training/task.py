@@ -52,6 +52,16 @@ class Task(Protocol):
         """Write the released model (averaged weights, fp32, the module's own names) to `folder`."""
         ...
 
+    def validate(
+        self, model: nn.Module, folder: Path, device: torch.device, clips: int
+    ) -> Mapping[str, float]:
+        """Metrics of a model with averaged weights on held-out data; pictures go into `folder`.
+
+        Called in a process of its own, after `prepare`. The names of the metrics are the same
+        every time; no metrics where the task holds nothing out.
+        """
+        return {}
+
 
 class TaskConfig(Protocol):
     """The frozen dataclass that describes a task; it lives in `TrainConfig.task`."""
@@ -59,8 +69,11 @@ class TaskConfig(Protocol):
     name: ClassVar[str]
     may_change: ClassVar[tuple[str, ...]]  # settings free to differ when a run continues
 
-    def build_task(self, seed: int) -> Task:
+    def build_task(self, seed: int, global_batch: int = 1) -> Task:
         """Open the data and check the settings; light, since the driver calls it too.
+
+        Args:
+            global_batch: samples of a step; those of one step have one shape.
 
         Raises:
             ValueError: what the user gave cannot be trained on.

@@ -151,7 +151,7 @@ def test_a_card_that_cannot_be_written_is_noted_and_the_model_stays(tmp_path):
             (folder / "config.json").write_text("{")
 
     class TornConfig(ToyConfig):
-        def build_task(self, seed: int) -> ToyTask:
+        def build_task(self, seed: int, global_batch: int = 1) -> ToyTask:
             return TornTask(self, seed)
 
     config = dataclasses.replace(toy_config(samples=16), task=TornConfig())
