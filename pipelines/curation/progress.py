@@ -1,10 +1,8 @@
 """How far a run is: read from its journal, drawn as a bar or as a line now and then."""
 
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,8 @@ from pipelines.curation import ledger
 from pipelines.curation.ledger import DoneShards, Event
 from pipelines.curation.plan import Plan
 from pipelines.curation.timings import append_timings
+from pipelines.progress import Line, clock, polling, shown
 
-_POLL_SECONDS = 0.5
-_LINE_SECONDS = 15.0
 _STAGES = {
     "list": "listing sources",
     "models": "opening models",
@@ -82,7 +79,6 @@ def report_progress(
     tell: Callable[[Progress], Any],
 ) -> Iterator[None]:
     """Tell of progress, from a thread, while the body runs; stage times go to the folder."""
-    stop = threading.Event()
     count, began = _Count(done, again), time.monotonic()
 
     def look() -> None:
@@ -104,72 +100,27 @@ def report_progress(
             )
         )
 
-    def watch() -> None:
-        while not stop.wait(_POLL_SECONDS):
-            look()
-
-    thread = threading.Thread(target=watch, name="curation-progress", daemon=True)
-    thread.start()
-    try:
+    with polling(look, "curation-progress"):
         yield
-    finally:
-        stop.set()
-        thread.join()
-        look()
 
 
-@contextmanager
-def progress_bar() -> Iterator[Callable[[Progress], None]]:
+def progress_bar() -> AbstractContextManager[Callable[[Progress], None]]:
     """A function to hand to `curate` as `progress`; it draws on stderr."""
-    if not sys.stderr.isatty():
-        yield _Lines().show
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-    from rich.progress import Progress as Bar
+    return shown(_line)
 
-    columns = (
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=32),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[detail]}"),
+
+def _line(state: Progress) -> Line:
+    return Line(
+        stage=state.stage,
+        title=_STAGES.get(state.stage, "curating"),
+        done=state.done,
+        total=state.total,
+        detail=_detail(state),
+        finished=state.stage == "work" and state.done == state.total,
     )
-    with Bar(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("curating", total=None, detail="")
-
-        def show(state: Progress) -> None:
-            bar.update(
-                task,
-                description=_STAGES.get(state.stage, "curating"),
-                completed=state.done,
-                total=state.total or None,
-                detail=_detail(state, colour=True),
-            )
-
-        yield show
 
 
-class _Lines:
-    """Plain lines for logs, a quarter of a minute apart, and one for each stage."""
-
-    def __init__(self) -> None:
-        self.stage = ""
-        self.last = 0.0
-
-    def show(self, state: Progress) -> None:
-        """Print the state if it is time to."""
-        now = time.monotonic()
-        finished = state.stage == "work" and state.done == state.total
-        stage = f"{state.stage} done" if finished else state.stage
-        if stage == self.stage and (finished or now - self.last < _LINE_SECONDS):
-            return
-        self.stage, self.last = stage, now
-        name = _STAGES.get(state.stage, "curating")
-        of = f"/{state.total}" if state.total else ""
-        print(f"{name} {state.done}{of} {_detail(state)}".rstrip(), file=sys.stderr)
-
-
-def _detail(state: Progress, *, colour: bool = False) -> str:
+def _detail(state: Progress) -> str:
     if state.stage != "work":
         return ""
     parts = [
@@ -177,12 +128,9 @@ def _detail(state: Progress, *, colour: bool = False) -> str:
         ("yellow", f"{state.rejected} rejected"),
         ("red", f"{state.failed} failed"),
     ]
-    text = " · ".join(f"[{name}]{part}[/]" if colour else part for name, part in parts)
+    text = " · ".join(f"[{name}]{part}[/]" for name, part in parts)
     if state.videos_per_hour is not None:
         text += f" · {state.video_seconds / 3600:.1f} h of video · {state.videos_per_hour:.0f}/h"
     if state.eta_seconds is None or state.done == state.total:
         return text
-    minutes, seconds = divmod(round(state.eta_seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    left = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-    return f"{text} · {left} left"
+    return f"{text} · {clock(state.eta_seconds)} left"

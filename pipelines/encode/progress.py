@@ -1,17 +1,13 @@
 """How far an encoding run is: read from its journal, drawn as a bar or as a line now and then."""
 
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.curation.ledger import RunJournal
-
-_POLL_SECONDS = 0.5
-_LINE_SECONDS = 15.0
+from pipelines.progress import Line, clock, polling, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +63,7 @@ def report_progress(
         frames: of each shard to be encoded, by its name.
         clips: to be encoded.
     """
-    stop, spent = threading.Event(), Spent()
+    spent = Spent()
     # Speed is that of the work: opening encoders takes longer than a short run.
     began: list[float] = []
     done: dict[str, bool] = {}
@@ -96,72 +92,25 @@ def report_progress(
             )
         )
 
-    def watch() -> None:
-        while not stop.wait(_POLL_SECONDS):
-            look()
-
-    thread = threading.Thread(target=watch, name="encode-progress", daemon=True)
-    thread.start()
-    try:
+    with polling(look, "encode-progress"):
         yield spent
-    finally:
-        stop.set()
-        thread.join()
-        look()
 
 
-@contextmanager
-def progress_bar() -> Iterator[Callable[[Progress], None]]:
+def progress_bar() -> AbstractContextManager[Callable[[Progress], None]]:
     """A function to hand to `encode` as `progress`; it draws on stderr."""
-    if not sys.stderr.isatty():
-        yield _Lines().show
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-    from rich.progress import Progress as Bar
+    return shown(_line)
 
-    columns = (
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=32),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[detail]}"),
+
+def _line(state: Progress) -> Line:
+    working = state.stage == "encode"
+    return Line(
+        stage=state.stage,
+        title="encoding" if working else "opening models",
+        done=state.clips,
+        total=state.total_clips if working else 0,
+        detail=_detail(state),
+        finished=working and state.clips == state.total_clips,
     )
-    with Bar(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("encoding", total=None, detail="")
-
-        def show(state: Progress) -> None:
-            bar.update(
-                task,
-                description=_title(state),
-                completed=state.clips,
-                total=state.total_clips or None,
-                detail=_detail(state),
-            )
-
-        yield show
-
-
-class _Lines:
-    """Plain lines for logs, a quarter of a minute apart, and one for each stage."""
-
-    def __init__(self) -> None:
-        self.stage = ""
-        self.last = 0.0
-
-    def show(self, state: Progress) -> None:
-        """Print the state if it is time to."""
-        now = time.monotonic()
-        finished = state.stage == "encode" and state.clips == state.total_clips
-        stage = f"{state.stage} done" if finished else state.stage
-        if stage == self.stage and (finished or now - self.last < _LINE_SECONDS):
-            return
-        self.stage, self.last = stage, now
-        counted = f" {state.clips}/{state.total_clips}" if state.stage == "encode" else ""
-        print(f"{_title(state)}{counted} {_detail(state)}".rstrip(), file=sys.stderr, flush=True)
-
-
-def _title(state: Progress) -> str:
-    return "encoding" if state.stage == "encode" else "opening models"
 
 
 def _detail(state: Progress) -> str:
@@ -173,8 +122,5 @@ def _detail(state: Progress) -> str:
     if state.failed:
         parts.append(f"{state.failed} failed")
     if state.eta_seconds is not None and state.clips < state.total_clips:
-        minutes, seconds = divmod(round(state.eta_seconds), 60)
-        hours, minutes = divmod(minutes, 60)
-        left = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-        parts.append(f"{left} left")
+        parts.append(f"{clock(state.eta_seconds)} left")
     return " · ".join(parts)
