@@ -15,6 +15,10 @@ class TrainingError(RuntimeError):
     """Training cannot go on, and trying again would end the same way."""
 
 
+class Stopped(RuntimeError):
+    """A run ended early because it was asked to; the same command continues it."""
+
+
 class Task(Protocol):
     """One thing to train. Subclass it; the loop knows nothing else of a task.
 
@@ -25,6 +29,7 @@ class Task(Protocol):
     name: str
     fingerprint: str  # of the data (sha256); a run does not continue on other data
     num_samples: int  # samples of one epoch, for the log line
+    flops: float = 0.0  # of one sample, forward and backward without recomputation; 0 = unknown
 
     def build(self) -> nn.Module:
         """The module to train, in training mode, on the CPU. Called with torch's seed set.
@@ -47,6 +52,10 @@ class Task(Protocol):
         The names of the numbers are the same every time; NaN means "none in this batch".
         """
         ...
+
+    def problems(self) -> list[tuple[str, str]]:
+        """Key and reason of what could not be read since the last call and was replaced."""
+        return []
 
     def save_model(self, state: dict[str, Tensor], folder: Path) -> None:
         """Write the released model (averaged weights, fp32, the module's own names) to `folder`."""
