@@ -8,6 +8,8 @@ Prediction = Literal["v", "sample"]
 ChannelOrder = Literal["rgb", "bgr"]
 PoseStyle = Literal["bold", "published"]
 PoseCoordinates = Literal["frame", "person"]
+FaceMerge = Literal["distribution", "norm", "addition"]
+FaceEncoding = Literal["content_aware", "projection"]
 MAX_COUNT = 65_536  # of anything that is counted: a damaged file must not ask for more
 
 
@@ -95,6 +97,10 @@ class AnimatorConfig:
     num_face_tokens: int = 4
     face_encoder_depth: int = 4
     face_head_dim: int = 64
+    # The full method, and what ablations replace: in the ID adapter the distribution alignment
+    # (Table V), in the Face Encoder the layers that look at the image (Table II).
+    id_adapter: FaceMerge = "distribution"
+    face_encoder: FaceEncoding = "content_aware"
     pose_channels: tuple[int, ...] = (3, 16, 32, 64, 128)
     pose_style: PoseStyle = "bold"  # thick enough for small frames; "published" is v1's drawing
     conditioning_fps: float | None = None  # frames a second the UNet is told; None: the clip's own

@@ -3,12 +3,16 @@
 Shapes: B batch; latents are `(B, T, C, h, w)`. sigma is in units of the latents.
 """
 
+import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from animator.config import Prediction
+
+SigmaLaw = Literal["lognormal", "cosine"]
 
 # Range of noise levels in training and sampling of v1 and of Stable Video Diffusion.
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 700.0, 7.0
@@ -79,6 +83,50 @@ def precondition(
 def training_sigma(generator: torch.Generator, mean: float, spread: float) -> Tensor:
     """One noise level, `(1,)`: ln sigma ~ N(mean, spread²) (EDM, section 5)."""
     return (torch.randn(1, generator=generator) * spread + mean).exp()
+
+
+def cosine_sigma(generator: torch.Generator) -> Tensor:
+    """One noise level, `(1,)`, of v1's cosine-interpolated schedule at a random time."""
+    return _cosine_schedule(torch.rand(1, generator=generator))
+
+
+def _cosine_schedule(
+    time: Tensor,
+    image_size: int = 64,
+    noise_low: int = 32,
+    noise_high: int = 64,
+    sigma_data: float = 0.5,
+    sigma_min: float = SIGMA_MIN,
+    sigma_max: float = SIGMA_MAX,
+) -> Tensor:
+    """sigma at times from 0 (sigma_min) to 1 (sigma_max): ln SNR = -2 ln tan(a + time·(b - a)).
+
+    a and b give the ends of the range. The curve is shifted by 2 ln(noise size / image size), as
+    for noise of `noise_low` pixels at time 0 and of `noise_high` pixels at time 1, linear in
+    between (Hoogeboom et al., 2023, "simple diffusion", section 3.1, the interpolated schedule).
+    """
+    ends = (-2 * math.log(sigma_max / sigma_data), -2 * math.log(sigma_min / sigma_data))
+
+    def shifted(noise_size: int) -> Tensor:
+        shift = 2 * math.log(noise_size / image_size)
+        a, b = (math.atan(math.exp(-0.5 * (end - shift))) for end in reversed(ends))
+        return -2 * (a + time * (b - a)).tan().log() + shift
+
+    log_snr = torch.lerp(shifted(noise_low), shifted(noise_high), time)
+    return (-0.5 * log_snr).exp() * sigma_data
+
+
+def sigma_quartiles(law: SigmaLaw, mean: float, spread: float) -> Tensor:
+    """The three noise levels that part the draws of training into four equal shares, `(3,)`.
+
+    Args:
+        law: `lognormal` for `training_sigma`, `cosine` for `cosine_sigma`.
+        mean, spread: of ln sigma; the cosine schedule has neither.
+    """
+    shares = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    if law == "cosine":
+        return _cosine_schedule(shares).float()
+    return (torch.special.ndtri(shares) * spread + mean).exp().float()
 
 
 def karras_sigmas(

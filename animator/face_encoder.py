@@ -75,7 +75,29 @@ class FacePerceiver(nn.Module):
         return self.norm_out(self.proj_out(face_tokens))
 
 
-class FaceEncoder(nn.Module):
+class FaceProjection(nn.Module):
+    """Face embedding to face tokens that know nothing of the image (Table II, w/o Face Encoder).
+
+    The first stage of the Face Encoder alone, with its names.
+    """
+
+    def __init__(self, dim: int, embedding_dim: int = 512, num_tokens: int = 4):
+        super().__init__()
+        self.num_tokens = num_tokens
+        self.proj = nn.Sequential(
+            nn.Linear(embedding_dim, 2 * embedding_dim),
+            nn.GELU(),
+            nn.Linear(2 * embedding_dim, num_tokens * dim),
+        )
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, face_embedding: Tensor, image_token: Tensor) -> Tensor:
+        """`(B, E)` to `(B, F, D)`; the image token is not looked at."""
+        tokens = rearrange(self.proj(face_embedding), "b (f d) -> b f d", f=self.num_tokens)
+        return self.norm(tokens)
+
+
+class FaceEncoder(FaceProjection):
     """Face embedding and image token to face tokens (paper III-B; structure of v1).
 
     Args:
@@ -94,17 +116,9 @@ class FaceEncoder(nn.Module):
         depth: int = 4,
         head_dim: int = 64,
     ):
-        super().__init__()
-        self.num_tokens = num_tokens
-        self.proj = nn.Sequential(
-            nn.Linear(embedding_dim, 2 * embedding_dim),
-            nn.GELU(),
-            nn.Linear(2 * embedding_dim, num_tokens * dim),
-        )
-        self.norm = nn.LayerNorm(dim)
+        super().__init__(dim, embedding_dim, num_tokens)
         self.fusion_model = FacePerceiver(dim, depth, min(head_dim, dim))
 
     def forward(self, face_embedding: Tensor, image_token: Tensor) -> Tensor:
         """`(B, E)` and `(B, S, D)` to `(B, F, D)`."""
-        tokens = rearrange(self.proj(face_embedding), "b (f d) -> b f d", f=self.num_tokens)
-        return self.fusion_model(self.norm(tokens), image_token)
+        return self.fusion_model(super().forward(face_embedding, image_token), image_token)

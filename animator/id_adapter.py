@@ -8,11 +8,15 @@ value at every position: queries and keys are not computed for it.
 Shapes: N batch (frames, or pixels for temporal blocks), L positions, F face tokens, C channels.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from einops import rearrange
 from torch import Tensor, nn
+
+from animator.config import FaceMerge
 
 EPSILON = 1e-5
 
@@ -47,6 +51,24 @@ def align_and_add(face: Tensor, image: Tensor) -> Tensor:
     return torch.addcmul(image.float() + shift, face.float(), scale).to(face.dtype)
 
 
+def normalise_and_add(face: Tensor, image: Tensor) -> Tensor:
+    """Face features with mean 0 and deviation 1, plus the image features (Table V, Norm)."""
+    mean, deviation = statistics(face)
+    return (image.float() + (face.float() - mean) / (deviation + EPSILON)).to(face.dtype)
+
+
+def add(face: Tensor, image: Tensor) -> Tensor:
+    """Face features as they are, plus the image features (Table V, Addition)."""
+    return face + image
+
+
+MERGES: dict[FaceMerge, Callable[[Tensor, Tensor], Tensor]] = {
+    "distribution": align_and_add,
+    "norm": normalise_and_add,
+    "addition": add,
+}
+
+
 def _project(attention: Attention, hidden: Tensor) -> Tensor:
     """The block's output projection."""
     to_out: nn.ModuleList = attention.to_out  # type: ignore[assignment]
@@ -63,11 +85,19 @@ class IDAdapter(nn.Module):
     """Spatial cross-attention with an image and a face branch (eq. 13-14).
 
     One query is shared. `id_to_k` and `id_to_v` are the only new weights; they start as copies
-    of the block's own.
+    of the block's own. `merge` is how the branches come together; the method's is
+    `distribution`, the others are what Table V compares it with.
     """
 
-    def __init__(self, context_dim: int, channels: int, num_face_tokens: int = 4):
+    def __init__(
+        self,
+        context_dim: int,
+        channels: int,
+        num_face_tokens: int = 4,
+        merge: FaceMerge = "distribution",
+    ):
         super().__init__()
+        self.merge = MERGES[merge]
         self.num_face_tokens = num_face_tokens
         self.id_to_k = nn.Linear(context_dim, channels, bias=False)
         self.id_to_v = nn.Linear(context_dim, channels, bias=False)
@@ -99,7 +129,7 @@ class IDAdapter(nn.Module):
         )
         face = F.scaled_dot_product_attention(query, key, value)
         face = rearrange(face, "n h l d -> n l (h d)")
-        return _finish(attn, _project(attn, align_and_add(face, image)), hidden_states)
+        return _finish(attn, _project(attn, self.merge(face, image)), hidden_states)
 
 
 class ImageTokenAttention:

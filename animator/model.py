@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from animator.config import AnimatorConfig
-from animator.face_encoder import FaceEncoder
+from animator.face_encoder import FaceEncoder, FaceProjection
+from animator.face_gradient import limit_gradient
 from animator.pose_net import PoseNet
 from animator.tensor_files import MAX_SHARD_SIZE, load_component
 from animator.unet import build_unet, pose_features
@@ -29,6 +30,8 @@ class Animator(nn.Module):
     def __init__(self, config: AnimatorConfig):
         super().__init__()
         self.config = config
+        # In training: see `animator.face_gradient`; None limits nothing.
+        self.face_gradient_limit: float | None = None
         self.unet = build_unet(config)
         self.pose_net, self.face_encoder = conditioning_networks(config)
 
@@ -101,6 +104,8 @@ class Animator(nn.Module):
         face_embedding: Tensor | None,
         pose_images: Tensor | None,
         added_time_ids: Tensor,
+        keep_face: Tensor | None = None,
+        keep_pose: Tensor | None = None,
     ) -> Tensor:
         """v-prediction of a clip, with all three conditioning paths.
 
@@ -116,6 +121,8 @@ class Animator(nn.Module):
             face_embedding: `(B, E)`, or None for zero face tokens (the unconditional call).
             pose_images: drawn poses in [-1, 1], `(B·T, 3, H, W)`, or None for no pose.
             added_time_ids: frames per second - 1, motion bucket, noise level; `(B, 3)`.
+            keep_face, keep_pose: `(B,)` of 0 and 1: a clip with 0 gets zero face tokens, or no
+                pose, as if it had been None for this clip alone; None keeps all.
 
         Returns:
             `(B, T, C, h, w)`.
@@ -130,24 +137,34 @@ class Animator(nn.Module):
             face_embedding=face_embedding,
             pose_images=pose_images,
             added_time_ids=added_time_ids,
+            keep_face=keep_face,
+            keep_pose=keep_pose,
         )
         features = None if pose_images is None else self.pose_net(pose_images.to(self.dtype))
-        return self.denoise(
-            sample,
-            timestep,
-            self.context(image_token, face_embedding),
-            features,
-            added_time_ids,
-        )
+        if features is not None and keep_pose is not None:
+            features = features * _of_frames(keep_pose, sample.shape[1], features)
+        context = self.context(image_token, face_embedding, keep_face)
+        output = self.denoise(sample, timestep, context, features, added_time_ids)
+        if self.training and self.face_gradient_limit is not None:
+            limit_gradient(context, output, self.face_gradient_limit)
+        return output
 
-    def context(self, image_token: Tensor, face_embedding: Tensor | None) -> Tensor:
-        """Image token and face tokens, `(B, 1 + F, D)`: what every cross-attention sees."""
+    def context(
+        self, image_token: Tensor, face_embedding: Tensor | None, keep_face: Tensor | None = None
+    ) -> Tensor:
+        """Image token and face tokens, `(B, 1 + F, D)`: what every cross-attention sees.
+
+        Args:
+            keep_face: `(B,)` of 0 and 1; the face tokens of a clip with 0 are zeros.
+        """
         image_token = image_token.to(self.dtype)
         if face_embedding is None:
             shape = (len(image_token), self.config.num_face_tokens, image_token.shape[-1])
             face_tokens = image_token.new_zeros(shape)
         else:
             face_tokens = self.face_encoder(face_embedding.to(self.dtype), image_token)
+            if keep_face is not None:
+                face_tokens = face_tokens * keep_face.to(face_tokens).reshape(-1, 1, 1)
         return torch.cat([image_token, face_tokens], dim=1)
 
     def denoise(
@@ -181,6 +198,8 @@ class Animator(nn.Module):
             "face_embedding": (batch, config.face_embedding_dim),
             "pose_images": (batch * frames, config.pose_channels[0], height, width),
             "added_time_ids": (batch, 3),
+            "keep_face": (batch,),
+            "keep_pose": (batch,),
         }
         for name, value in given.items():
             if value is not None and tuple(value.shape) != expected[name]:
@@ -205,12 +224,20 @@ class Animator(nn.Module):
             )
 
 
-def conditioning_networks(config: AnimatorConfig) -> tuple[PoseNet, FaceEncoder]:
+def _of_frames(keep: Tensor, num_frames: int, features: Tensor) -> Tensor:
+    """`(B,)` to `(B·T, 1, 1, 1)`."""
+    return keep.to(features).repeat_interleave(num_frames).reshape(-1, 1, 1, 1)
+
+
+def conditioning_networks(config: AnimatorConfig) -> tuple[PoseNet, FaceProjection]:
     """PoseNet and Face Encoder of the configured sizes, as they start from scratch."""
     pose_net = PoseNet(config.block_out_channels[0], config.pose_channels)
+    width, embedding = config.cross_attention_dim, config.face_embedding_dim
+    if config.face_encoder == "projection":
+        return pose_net, FaceProjection(width, embedding, config.num_face_tokens)
     face_encoder = FaceEncoder(
-        config.cross_attention_dim,
-        config.face_embedding_dim,
+        width,
+        embedding,
         config.num_face_tokens,
         config.face_encoder_depth,
         config.face_head_dim,

@@ -50,7 +50,7 @@ def build_unet(config: AnimatorConfig) -> UNetSpatioTemporalConditionModel:
         num_frames=config.num_frames,
     )
     add_pose_input(unet)
-    add_id_adapters(unet, config.num_face_tokens)
+    add_id_adapters(unet, config)
     return unet
 
 
@@ -59,7 +59,7 @@ def add_pose_input(unet: UNetSpatioTemporalConditionModel) -> None:
     unet.conv_in.__class__ = PoseConditionedConv
 
 
-def add_id_adapters(unet: UNetSpatioTemporalConditionModel, num_face_tokens: int) -> None:
+def add_id_adapters(unet: UNetSpatioTemporalConditionModel, config: AnimatorConfig) -> None:
     """Put an ID adapter into every spatial cross-attention, the image token into temporal ones."""
     for name, module in unet.named_modules():
         if not isinstance(module, Attention) or not name.endswith("attn2"):
@@ -68,11 +68,27 @@ def add_id_adapters(unet: UNetSpatioTemporalConditionModel, num_face_tokens: int
             module.set_processor(ImageTokenAttention())  # type: ignore[arg-type]
             continue
         weight: Tensor = module.to_k.weight  # type: ignore[union-attr, assignment]
-        adapter = IDAdapter(weight.shape[1], weight.shape[0], num_face_tokens)
+        adapter = IDAdapter(
+            weight.shape[1], weight.shape[0], config.num_face_tokens, config.id_adapter
+        )
         adapter.to(device=weight.device, dtype=weight.dtype)
         if not weight.is_meta:
             adapter.initialise_from(module)
         module.set_processor(adapter)  # type: ignore[arg-type]
+
+
+def idle_parameters(unet: UNetSpatioTemporalConditionModel) -> set[str]:
+    """Names of weights that decide nothing: queries and keys of attention over one token.
+
+    They belong to the published layout, so they stay; no gradient ever reaches them.
+    """
+    idle = set()
+    for name, _ in unet.named_parameters():
+        temporal = "temporal_transformer_blocks" in name
+        parts = (".attn2.to_k.", ".attn2.to_q.", ".norm2.") if temporal else (".attn2.to_k.",)
+        if "attentions" in name and any(part in name for part in parts):
+            idle.add(name)
+    return idle
 
 
 @contextlib.contextmanager
