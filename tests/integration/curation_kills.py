@@ -26,6 +26,7 @@ from typing import Any
 import cv2
 import numpy as np
 import psutil
+from killing import Nodes, kill_tree, orphans
 from skimage import data
 
 from pipelines.curation.isolation import NAME
@@ -46,8 +47,6 @@ SETTINGS = (
 UNEQUAL = {".lock", "timings.jsonl", "commits.jsonl", "report.html"}
 LIMIT_SECONDS = 300.0
 MOST_RESUMES = 10
-# A node that is only slow, on a busy machine, is not to be taken for a dead one.
-UNHURRIED = {"health_check_timeout_ms": 60_000, "health_check_period_ms": 1000}
 
 
 def make_videos(folder: Path, count: int) -> Path:
@@ -79,63 +78,6 @@ def make_videos(folder: Path, count: int) -> Path:
     return folder
 
 
-class Nodes:
-    """A Ray cluster of a head, on which nothing is done, and worker nodes that may be killed."""
-
-    def __init__(self, workers: int = 2):
-        from ray.cluster_utils import Cluster
-
-        self._cluster = Cluster(
-            initialize_head=True,
-            head_node_args={
-                "num_cpus": 0,
-                "object_store_memory": 100 << 20,
-                "include_dashboard": False,
-                "_system_config": UNHURRIED,
-            },
-        )
-        self._workers = [self._add() for _ in range(workers)]
-        self._lost: list[psutil.Process] = []
-        self.address = str(self._cluster.address)
-
-    def _add(self) -> Any:
-        return self._cluster.add_node(num_cpus=2, object_store_memory=100 << 20)
-
-    def kill_one(self, rng: random.Random) -> None:
-        """SIGKILL a node's raylet and all its workers at once, as a vanished machine would."""
-        node = self._workers.pop(rng.randrange(len(self._workers)))
-        self._lost += below(node, NAME)
-        kill_tree(raylet(node))
-        with suppress(Exception):
-            self._cluster.remove_node(node, allow_graceful=False)
-
-    def below(self, word: str) -> list[psutil.Process]:
-        """Processes of all nodes whose command line has a word."""
-        return [process for node in self._workers for process in below(node, word)]
-
-    def decoders(self) -> list[psutil.Process]:
-        """The processes in which videos are decoded, those of vanished nodes included."""
-        self._lost = [process for process in self._lost if process.is_running()]
-        return self.below(NAME) + self._lost
-
-    def mend(self) -> None:
-        """As many nodes as at first."""
-        while len(self._workers) < 2:
-            self._workers.append(self._add())
-
-    def close(self) -> None:
-        self._cluster.shutdown()
-
-
-def kill_tree(pid: int) -> None:
-    """SIGKILL a process and all below it."""
-    with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        for victim in [*process.children(recursive=True), process]:
-            with suppress(psutil.NoSuchProcess):
-                victim.kill()
-
-
 def start(videos: Path, out: Path, address: str) -> subprocess.Popen[bytes]:
     """The driver, in a process group of its own."""
     command = [sys.executable, "-m", "infra", "curate", str(videos), "--out", str(out)]
@@ -145,22 +87,6 @@ def start(videos: Path, out: Path, address: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             command, env=environment, stdout=log, stderr=log, start_new_session=True
         )
-
-
-def raylet(node: Any) -> int:
-    """The process that all of a node's workers are below."""
-    return node.all_processes["raylet"][0].process.pid
-
-
-def below(node: Any, word: str) -> list[psutil.Process]:
-    """A node's processes whose command line has a word; other clusters are none of ours."""
-    found = []
-    with suppress(psutil.Error):
-        for process in psutil.Process(raylet(node)).children(recursive=True):
-            with suppress(psutil.Error):
-                if word in " ".join(process.cmdline()):
-                    found.append(process)
-    return found
 
 
 def strike(kind: str, driver: subprocess.Popen[bytes], nodes: Nodes, rng: random.Random) -> bool:
@@ -253,19 +179,11 @@ def run_to_the_end(
             return {"struck": struck, "starts": starts, "gave_up": True}
 
 
-def orphans(nodes: Nodes, seconds: float = 20.0) -> int:
-    """Decoders that are still there after `seconds`, when no run is."""
-    deadline = time.monotonic() + seconds
-    while (left := nodes.decoders()) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    return len(left)
-
-
 def torture(runs: int, folder: Path, *, seed: int = 0, videos: int = 18) -> dict[str, Any]:
     """`runs` rounds in `folder`; `failures` of the result is empty if all is well."""
     rng = random.Random(seed)
     sources = make_videos(folder / "videos", videos)
-    nodes = Nodes()
+    nodes = Nodes(NAME)
     failures, rounds = [], []
     try:
         whole = folder / "whole"

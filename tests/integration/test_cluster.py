@@ -17,7 +17,8 @@ from typing import Any
 
 import psutil
 import pytest
-from curation_kills import SETTINGS, UNHURRIED, below, contents, kill_tree, make_videos, raylet
+from curation_kills import SETTINGS, contents, make_videos
+from killing import UNHURRIED, below, kill_tree, raylet
 
 from pipelines.curation.config import CurationConfig
 from pipelines.curation.isolation import NAME
