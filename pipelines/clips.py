@@ -1,10 +1,12 @@
 """Random access to the clips of committed shards, straight from the tars.
 
 T frames, P people. Opening a store reads the records; a tar's headers are read on the first
-access to one of its clips. No file stays open, so a store may be copied into other processes.
+access to one of its clips. No file stays open, so a store may be copied into other processes, and
+threads may share one.
 """
 
 import hashlib
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +23,8 @@ from pipelines.video import VideoError, iter_frames
 # Frames further apart than this are decoded by separate seeks: about two GOPs of a stored clip.
 _SEEK_GAP = 24
 _MAX_CLIP_BYTES = 2 << 30
+# Of the process, as a store with a lock of its own could not be copied into others.
+_INDEXING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -152,11 +156,15 @@ class ClipStore:
         place = self._places[i]
         name = f"{place.record.key}.{suffix}"
         tar = self._tar(place.shard)
-        if place.shard not in self._indices:
-            self._indices[place.shard] = shards.index_tar(tar)
-        if name not in self._indices[place.shard]:
+        index = self._indices.get(place.shard)
+        if index is None:
+            with _INDEXING:  # once, however many threads begin with this tar
+                if place.shard not in self._indices:
+                    self._indices[place.shard] = shards.index_tar(tar)
+                index = self._indices[place.shard]
+        if name not in index:
             raise ShardError(f"{tar.name} has no {name}: run `animator shards verify {self.root}`.")
-        offset, length = self._indices[place.shard][name]
+        offset, length = index[name]
         if length > _MAX_CLIP_BYTES:
             raise ShardError(f"{tar.name}: {name} has {length} bytes, too large for a clip.")
         return shards.read_member(tar, offset, length), f"{tar.name}: {name}"
