@@ -1,123 +1,175 @@
-"""One optimiser step across workers: DeepSpeed ZeRO behind four calls.
+"""One optimiser step across workers: what the loop asks of an engine, and what engines share.
 
-With `ema.py` and `checkpoint.py` the only place that knows DeepSpeed. AdamW is torch's own, so
-that no C++ is compiled on any machine; ZeRO shares out its state and the gradients.
+An engine holds the model, its optimiser and its place in the process group. `engine_deepspeed.py`
+shares out optimiser state, gradients and weights (ZeRO stages 1 to 3); `engine_ddp.py` is plain
+PyTorch. The loop decides whether a step is taken: gradients add up in `backward`, their norm is
+looked at, then comes `step` or `skip`.
 """
 
-import logging
+import copy
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from training.config import TrainConfig
 from training.task import Batch, Task, mix_seed
 
-_TAG = "state"
+STATE = "state"  # the folder of an engine's files in a checkpoint
 
 
-class Engine:
-    """The model, its optimiser and the process group of one worker.
+class Engine(Protocol):
+    """The model, its optimiser and the process group of one worker; every method is collective.
 
-    Needs an initialised process group; every method is collective.
+    A step is: `backward` for each micro-batch, `grad_norm`, then `step` or `skip`.
+
+    Attributes:
+        model: the bare module, with its own parameter names.
+        accumulation: micro-batches of one step.
+    """
+
+    model: nn.Module
+    device: torch.device
+    rank: int
+    world: int
+    accumulation: int
+
+    def backward(self, batch: Batch, first_sample: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Forward and backward of one micro-batch; the mean gradient of the step adds up.
+
+        Layers with randomness of their own (dropout) draw from a seed of the first sample.
+        """
+        ...
+
+    def grad_norm(self) -> float:
+        """The L2 norm of the step's whole gradient, before clipping; inf and NaN stay so.
+
+        After the last micro-batch of a step.
+        """
+        ...
+
+    def step(self, rate: float) -> None:
+        """Clip the gradients to `optim.clip`, update the weights at this rate, clear gradients."""
+        ...
+
+    def skip(self) -> None:
+        """Clear the gradients; weights, moments and their step count stay as they are."""
+        ...
+
+    def average(
+        self, numbers: Mapping[str, list[Tensor]], *, done: bool = False, stop: bool = False
+    ) -> tuple[dict[str, float], bool, bool]:
+        """The mean of each list over the micro-batches of all workers; `done` on all workers;
+        `stop` on any of them. One exchange for all three.
+
+        NaN entries are left out, except from `loss`, which has to be there and where they show.
+        """
+        ...
+
+    def snapshot(self) -> Callable[[Path], None]:
+        """Copy this worker's share of model and optimiser to host memory.
+
+        The function returned writes it into a checkpoint's folder, which may be shared: no two
+        workers write one name. It may run in any thread, at any later time, and waits for nobody.
+        """
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Read back what the same number of workers wrote, or what was converted.
+
+        Raises:
+            ValueError: the folder holds no state.
+        """
+        ...
+
+    def barrier(self) -> None: ...
+
+
+def open_engine(
+    task: Task, config: TrainConfig, device: torch.device, *, converted: bool = False
+) -> Engine:
+    """Build the model on this worker with the engine of `config.run`.
+
+    Needs an initialised process group.
 
     Args:
         converted: the state to `load` went through `convert_state`.
 
-    Attributes:
-        model: the bare module, with its own parameter names.
-
     Raises:
         ValueError: nothing in the model is trainable, or the batch does not divide.
     """
+    if config.run.engine == "ddp":
+        from training.engine_ddp import DdpEngine
 
-    def __init__(
-        self, task: Task, config: TrainConfig, device: torch.device, *, converted: bool = False
-    ) -> None:
-        deepspeed = import_deepspeed(device)
+        return DdpEngine(task, config, device)
+    from training.engine_deepspeed import DeepSpeedEngine
+
+    return DeepSpeedEngine(task, config, device, converted=converted)
+
+
+class EngineBase:
+    """What all engines do alike: build the model, seed, average numbers, wait for each other."""
+
+    def __init__(self, task: Task, config: TrainConfig, device: torch.device) -> None:
         self.device = device
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.accumulation = config.accumulation(self.world)
         self._seed = config.run.seed
         torch.manual_seed(config.run.seed)
         self.model = task.build()
-        trainable = [p for p in self.model.parameters() if p.requires_grad]
-        if not trainable:
+        self._trainable = [p for p in self.model.parameters() if p.requires_grad]
+        if not self._trainable:
             raise ValueError(f"task {task.name}: the model has no trainable parameters.")
-        optim, num_trainable = config.optim, sum(p.numel() for p in trainable)
-        optimizer = torch.optim.AdamW(
-            trainable,
+        self._loss = TaskLoss(task, self.model, bf16=config.run.precision == "bf16")
+
+    def _adamw(self, config: TrainConfig) -> torch.optim.AdamW:
+        """torch's own AdamW, so that no C++ is compiled on any machine."""
+        optim = config.optim
+        return torch.optim.AdamW(
+            self._trainable,
             lr=optim.lr,
             betas=optim.betas,
             eps=optim.eps,
             weight_decay=optim.weight_decay,
-            fused=device.type == "cuda",
+            fused=self.device.type == "cuda",
         )
-        self._loss = _Loss(task, self.model, bf16=config.run.precision == "bf16")
-        self._engine: Any = deepspeed.initialize(
-            model=self._loss,
-            model_parameters=trainable,
-            optimizer=optimizer,
-            config=deepspeed_settings(config, self.world, device, num_trainable)
-            | {"checkpoint": {"load_universal": converted}},
-            dist_init_required=False,
-        )[0]
 
-    def backward(self, batch: Batch, first_sample: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Forward and backward of one micro-batch; gradients add up until `step`.
-
-        Layers with randomness of their own (dropout) draw from a seed of the first sample.
-        """
+    def _seed_layers(self, first_sample: int) -> None:
         torch.manual_seed(mix_seed(self._seed, first_sample))
-        loss = self._engine(batch)
-        self._engine.backward(loss)
-        self._engine.step()  # acts on the last micro-batch of a step only
-        return loss.detach(), self._loss.numbers
 
-    def set_learning_rate(self, rate: float) -> None:
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = rate
-
-    @property
-    def grad_norm(self) -> float:
-        """Global gradient norm of the last step, before clipping."""
-        return float(self._engine.get_global_grad_norm() or 0.0)
-
-    def average(self, numbers: Mapping[str, list[Tensor]]) -> dict[str, float]:
-        """The mean of each list over the micro-batches of all workers; NaN entries are left out,
-        except from `loss`, where they must show."""
+    def average(
+        self, numbers: Mapping[str, list[Tensor]], *, done: bool = False, stop: bool = False
+    ) -> tuple[dict[str, float], bool, bool]:
         names = sorted(numbers)
         values = torch.stack([torch.stack(numbers[name]) for name in names]).double()
         counted = ~values.isnan()
         counted[names.index("loss")] = True
-        total = torch.stack([torch.where(counted, values, 0).sum(1), counted.sum(1).double()])
+        sums = torch.where(counted, values, 0).sum(1)
+        flags = torch.tensor([done, stop], dtype=torch.double, device=values.device)
+        total = torch.cat([sums, counted.sum(1).double(), flags])
         dist.all_reduce(total)
-        return dict(zip(names, (total[0] / total[1]).tolist(), strict=True))
+        sums, counts, flags = total.split([len(names), len(names), 2])
+        all_done, any_stop = (flags >= flags.new_tensor([self.world, 1])).tolist()
+        return dict(zip(names, (sums / counts).tolist(), strict=True)), all_done, any_stop
 
     def barrier(self) -> None:
         dist.barrier(device_ids=[self.device.index or 0] if self.device.type == "cuda" else None)
 
-    def save(self, folder: Path) -> None:
-        """Write this worker's part of model and optimiser."""
-        self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
 
-    def load(self, folder: Path) -> None:
-        """Read back what the same number of workers saved, or what was converted."""
-        path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG)
-        if path is None:
-            raise ValueError(f"{folder} holds no optimiser state: remove this checkpoint.")
-        # Counted in micro-batches; another micro-batch size would move the step boundary.
-        self._engine.micro_steps = 0
+class TaskLoss(nn.Module):
+    """A task's loss as a module: engines hook the module they call.
 
-
-class _Loss(nn.Module):
-    """A task's loss as a module: DeepSpeed hooks the output of the module it calls."""
+    Attributes:
+        numbers: what the task gave to log with the last loss, fp32 scalars.
+    """
 
     def __init__(self, task: Task, model: nn.Module, *, bf16: bool) -> None:
         super().__init__()
@@ -137,59 +189,60 @@ class _Loss(nn.Module):
         return loss.float()
 
 
-def convert_state(source: Path, target: Path) -> None:
-    """Rewrite a saved state so that any number of workers can load it (ZeRO stages 1 and 2).
+def host_copy(state: Any) -> Any:
+    """A copy of nested containers that shares nothing with them; tensors lie on the CPU."""
+
+    def copied(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return leaf.detach().to("cpu", copy=True)
+        return copy.deepcopy(leaf)
+
+    return pytree.tree_map(copied, state)
+
+
+def write_state(state: Any, path: Path) -> None:
+    """Write a copied state so that it is on the disk, not only on its way there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def convert_state(source: Path, target: Path, *, limit: float = 3600.0) -> None:
+    """Rewrite a state saved by DeepSpeed so that any number of workers can load it.
+
+    Plain PyTorch's state needs no conversion.
+
+    Args:
+        limit: seconds after which it is given up.
 
     Raises:
-        ValueError: DeepSpeed cannot convert it.
+        ValueError: DeepSpeed cannot convert it, or not in time.
     """
     # Its own process: it prints, and uses a pool of processes that torch's threads would upset.
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
-    command += ["--input_folder", str(source / _TAG), "--output_folder", str(target / _TAG)]
+    command += ["--input_folder", str(source / STATE), "--output_folder", str(target / STATE)]
     command += ["--inject_missing_state", "--num_extract_workers", "2", "--num_merge_workers", "2"]
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "DS_ACCELERATOR": "cpu"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        _, errors = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        raise ValueError(
+            f"DeepSpeed did not convert {source} within {limit:.0f} s: continue with as many "
+            "workers as saved it."
+        ) from None
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # its pool too
+            process.wait()
+    if process.returncode:
+        reason = (errors.strip().splitlines() or ["no message"])[-1]
         raise ValueError(f"DeepSpeed cannot convert {source}: {reason}")
-
-
-def import_deepspeed(device: torch.device) -> Any:
-    """DeepSpeed, quiet, and without the operator it would compile on a CPU."""
-    if device.type == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    os.environ.setdefault("LOCAL_RANK", "0")  # required also where there is one process
-    import deepspeed
-    import deepspeed.ops
-
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    if device.type == "cpu":
-        # An all-reduce for inference that DeepSpeed compiles on first use: over a minute, fails
-        # without a compiler, and a killed build leaves a lock on which the next run hangs.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
-
-
-def deepspeed_settings(
-    config: TrainConfig, world: int, device: torch.device, num_parameters: int
-) -> dict[str, Any]:
-    """The dictionary that `deepspeed.initialize` takes."""
-    bf16 = config.run.precision == "bf16"
-    bucket = min(num_parameters + num_parameters % 2, 200_000_000)  # elements, all allocated
-    return {
-        "train_batch_size": config.batch.global_batch,
-        "train_micro_batch_size_per_gpu": config.batch.micro_batch,
-        "gradient_accumulation_steps": config.accumulation(world),
-        "gradient_clipping": config.optim.clip,
-        "bf16": {"enabled": bf16},
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "zero_optimization": {
-            "stage": config.run.zero_stage,
-            "contiguous_gradients": True,
-            "overlap_comm": device.type == "cuda",
-            "reduce_bucket_size": bucket,
-            "allgather_bucket_size": bucket,
-        },
-        "steps_per_print": 2**31,
-        "wall_clock_breakdown": False,
-    }
