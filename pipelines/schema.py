@@ -30,6 +30,8 @@ FORMAT = 1
 CLIP_MEMBERS = ("mp4", "pose.npz", "face.npz", "json")
 MAX_ARRAYS_BYTES = 256 << 20
 MAX_JSON_BYTES = 64 << 20
+# A run of millions has hundreds of sources a shard, each with a record of every clip.
+MAX_RECORD_BYTES = 512 << 20
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _MEMBER = re.compile(r"([A-Za-z0-9_-]{1,80})\.([a-z0-9]+(?:\.[a-z0-9]+)?)")
@@ -175,10 +177,33 @@ def encode_json(data: Any, digits: int = 6) -> bytes:
     return text.encode() + b"\n"
 
 
-def decode_json(data: bytes, what: str) -> dict[str, Any]:
-    """The JSON object in `data`. Raises ShardError that names `what` if there is none."""
-    if len(data) > MAX_JSON_BYTES:
-        raise ShardError(f"{what} has {len(data)} bytes, expected at most {MAX_JSON_BYTES}.")
+def encode_record(record: Any) -> bytes:
+    """The JSON of a commit: as `encode_json`, without the spaces, which are most of a large one.
+
+    Raises:
+        ShardError: it is larger than `decode_json` reads of a record.
+    """
+    text = json.dumps(
+        _rounded(to_dict(record), 6), sort_keys=True, separators=(",", ":"), allow_nan=False
+    )
+    data = text.encode() + b"\n"
+    if len(data) > MAX_RECORD_BYTES:
+        raise ShardError(
+            f"the record of {record.name} has {len(data)} bytes, expected at most "
+            f"{MAX_RECORD_BYTES}: use another --out folder with a smaller "
+            "output.sources_per_shard."
+        )
+    return data
+
+
+def decode_json(data: bytes, what: str, most: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """The JSON object in `data`. Raises ShardError that names `what` if there is none.
+
+    Args:
+        most: bytes it may have; MAX_RECORD_BYTES for commits.
+    """
+    if len(data) > most:
+        raise ShardError(f"{what} has {len(data)} bytes, expected at most {most}.")
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -191,7 +216,7 @@ def decode_json(data: bytes, what: str) -> dict[str, Any]:
 def decode_record(data: bytes, what: str) -> ShardRecord:
     """The ShardRecord in a commit's JSON. Raises ShardError that names `what`."""
     try:
-        return from_dict(ShardRecord, decode_json(data, what))
+        return from_dict(ShardRecord, decode_json(data, what, MAX_RECORD_BYTES))
     except ShardError:
         raise
     except ValueError as error:

@@ -96,14 +96,15 @@ def commit(folder: Path, tar: Path, record: ShardRecord) -> None:
     """Move a finished tar into `folder` and write its record, which makes it part of the set.
 
     Raises:
-        ShardError: the tar is not the one the record describes.
+        ShardError: the tar is not the one the record describes, or the record is too large.
     """
+    data = schema.encode_record(record)
     problem = tar_problem(tar, record, deep=True)
     if problem:
         raise ShardError(problem)
     os.replace(tar, folder / f"{record.name}.tar")
     sync_folder(folder)
-    write_atomic(folder / f"{record.name}.json", schema.encode_json(record))
+    write_atomic(folder / f"{record.name}.json", data)
 
 
 def committed(folder: Path, name: str, *, deep: bool = False) -> ShardRecord | None:
@@ -127,7 +128,7 @@ def committed(folder: Path, name: str, *, deep: bool = False) -> ShardRecord | N
 def read_record(path: Path) -> ShardRecord:
     """The record in a commit's JSON file. Raises ShardError where it is damaged, OSError."""
     size = path.stat().st_size
-    if size > schema.MAX_JSON_BYTES:
+    if size > schema.MAX_RECORD_BYTES:
         raise ShardError(f"{path.name} has {size} bytes, too many for a record: curate again.")
     record = schema.decode_record(path.read_bytes(), path.name)
     if record.name != path.stem:

@@ -48,10 +48,11 @@ def read_spare(folder: Path, shard: str) -> SpareRecord | None:
     path = spare_tar(folder, shard).with_suffix(".json")
     if not path.is_file():
         return None
-    if path.stat().st_size > schema.MAX_JSON_BYTES:
+    if path.stat().st_size > schema.MAX_RECORD_BYTES:
         raise ShardError(f"{path.name} is too large for a record: remove it and its tar.")
     try:
-        record = from_dict(SpareRecord, schema.decode_json(path.read_bytes(), path.name))
+        data = schema.decode_json(path.read_bytes(), path.name, schema.MAX_RECORD_BYTES)
+        record = from_dict(SpareRecord, data)
     except ValueError as error:
         raise ShardError(
             f"{path.name} is not a record of spare clips ({error}): remove it and its tar."

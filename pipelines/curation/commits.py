@@ -56,9 +56,9 @@ def read_commit(folder: Path, name: str) -> Commit | None:
     try:
         with path.open("rb") as stream:
             stat = os.fstat(stream.fileno())
-            if stat.st_size > schema.MAX_JSON_BYTES:
+            if stat.st_size > schema.MAX_RECORD_BYTES:
                 return None
-            record = schema.decode_json(stream.read(), path.name)
+            record = schema.decode_json(stream.read(), path.name, schema.MAX_RECORD_BYTES)
         if (record["name"], record["format"]) != (name, schema.FORMAT):
             return None
         sources = record["sources"]

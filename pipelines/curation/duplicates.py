@@ -66,7 +66,7 @@ class RunTable:
         for done, name in enumerate(names):
             tell(done, len(names))
             path = folder / f"{name}.json"
-            record = schema.decode_json(path.read_bytes(), path.name)
+            record = schema.decode_json(path.read_bytes(), path.name, schema.MAX_RECORD_BYTES)
             try:
                 self._add(record, judge)
             except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -122,7 +122,7 @@ def _write_manifests(root: Path, count: int) -> None:
 def _write_shards(out: Path, plan: Plan, count: int, clip_values: int) -> int:
     """Write the first shards as if they were done, not flushed to the disk; returns their bytes."""
     # Encoded once and filled in: the records of a million sources would take minutes to encode.
-    source = schema.encode_json(_record("SOURCE_ID", "SOURCE_URI", clip_values)).decode()
+    source = schema.encode_record(_record("SOURCE_ID", "SOURCE_URI", clip_values)).decode()
     num_bytes = 0
     for index in range(count):
         name = plan.shard(index).name
@@ -138,8 +138,8 @@ def _write_shards(out: Path, plan: Plan, count: int, clip_values: int) -> int:
             members={},
             counts={},
         )
-        head = schema.encode_json(record).decode()
-        data = head.replace('"sources": []', f'"sources": [{",".join(texts)}]').encode()
+        head = schema.encode_record(record).decode()
+        data = head.replace('"sources":[]', f'"sources":[{",".join(texts)}]').encode()
         num_bytes += len(data)
         (out / f"{name}.tar").write_bytes(_EMPTY_TAR)
         (out / f"{name}.json").write_bytes(data)

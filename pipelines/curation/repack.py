@@ -118,8 +118,8 @@ def repack(
     if aside and aside.keys() != spared.keys():
         spare_tar = staged / spares.spare_tar(folder, before.name).name
         record = SpareRecord(name=spare_tar.stem, **_write_tar(spare_tar, _flat(aside)))
-        shards.write_atomic(spare_tar.with_suffix(".json"), schema.encode_json(record))
-    shards.write_atomic(staged / f"{before.name}.json", schema.encode_json(after))
+        shards.write_atomic(spare_tar.with_suffix(".json"), schema.encode_record(record))
+    shards.write_atomic(staged / f"{before.name}.json", schema.encode_record(after))
     shards.write_atomic(staged / _READY, b"" if aside else _NO_SPARES)
     for parent in (staged.parent, staged.parent.parent, folder):
         shards.sync_folder(parent)

@@ -4,6 +4,7 @@ All that is asked was said by a process that a hostile video may have taken over
 checked, and no path is ever taken from it.
 """
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from pipelines.schema import FaceTrack
 
 _MAX_SIDE = 1 << 14
 _MAX_FRAMES = 200_000
+# Of what is said of a source, as JSON: one must not fill its shard's record.
+_MAX_INFO_BYTES = 64 << 10
+_MAX_REPORT_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,7 @@ class SourceService:
 
     def parse(self, data: Any) -> Report:
         """The decoder's report. Raises WireError unless all of it is what it should be."""
+        _check_size(data, _MAX_REPORT_BYTES, "a report")
         try:
             report = from_dict(Report, data)
         except ConfigError as error:
@@ -108,6 +113,7 @@ class SourceService:
         return path.is_file() and not path.is_symlink()
 
     def _known(self, data: dict[str, Any]) -> None:
+        _check_size(data, _MAX_INFO_BYTES, "a description")
         self.info = data
 
     def _see(self, data: dict[str, Any]) -> dict[str, Any]:
@@ -198,6 +204,12 @@ def _frame_of(track: PoseTrack, index: int) -> PoseTrack:
     return replace(
         track, keypoints=track.keypoints[kept], score=track.score[kept], boxes=track.boxes[kept]
     )
+
+
+def _check_size(data: Any, most: int, what: str) -> None:
+    size = len(json.dumps(data, separators=(",", ":")))
+    if size > most:
+        raise WireError(f"{what} of {size} bytes, expected at most {most}")
 
 
 def _whole(value: Any, low: int, high: int) -> int:

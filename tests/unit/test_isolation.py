@@ -249,6 +249,7 @@ def test_decoder_ends_with_a_parent_that_is_killed(tmp_path):
         ("annotate", {"key": "../../x_000", "start": 0.0, "fps": 8.0, "num_frames": 4}),
         ("annotate", {"key": "abcdabcdabcdabcd_000", "start": 0.0, "fps": 8, "num_frames": 1}),
         ("camera", [1, 2]),
+        ("known", {"codec": "x" * 100_000}),
     ],
 )
 def test_words_of_a_decoder_that_was_taken_over_are_not_believed(setting, kind, data):

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from pipelines import schema, shards
+from pipelines.curation.commits import read_commit
 from pipelines.schema import ClipRecord, ShardError, ShardRecord, SourceRecord
 from pipelines.tars import Slice
 
@@ -95,6 +96,24 @@ def test_commit_can_be_read_back_and_leaves_nothing_else(tmp_path):
 def test_tar_that_is_not_the_recorded_one_is_not_committed(tmp_path):
     with pytest.raises(ShardError, match="SHA-256"):
         commit(tmp_path, tar_sha256="0" * 64)
+    assert not list(tmp_path.glob("shard-*"))
+
+
+def test_a_large_record_is_read_as_it_was_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(schema, "MAX_JSON_BYTES", 2000)
+    many = {f"a_{number:03d}.json": b"{}" for number in range(200)}
+    record = commit(tmp_path, members=many)
+    assert (tmp_path / f"{record.name}.json").stat().st_size > 2000
+    assert shards.committed(tmp_path, record.name) == record
+    found = read_commit(tmp_path, record.name)
+    assert found is not None
+    assert found.tar_sha256 == record.tar_sha256
+
+
+def test_a_record_that_nobody_would_read_is_not_committed(tmp_path, monkeypatch):
+    monkeypatch.setattr(schema, "MAX_RECORD_BYTES", 100)
+    with pytest.raises(ShardError, match=r"output\.sources_per_shard"):
+        commit(tmp_path)
     assert not list(tmp_path.glob("shard-*"))
 
 
