@@ -152,17 +152,21 @@ class ReferenceEncoder(nn.Module):
         return self.codec.encode_reference(images)
 
     def time_ids(self, fps: float | Tensor, batch: int) -> Tensor:
-        """Frames per second - 1, motion bucket and noise level, `(B, 3)` (v1).
+        """As the function `time_ids`, for this encoder's model."""
+        return time_ids(self.config, fps, batch)
 
-        Args:
-            fps: of the clip or clips; a model that was taught one rate is told that one.
-        """
-        config = self.config
-        ids = torch.empty(batch, 3)
-        ids[:, 0] = (fps if config.conditioning_fps is None else config.conditioning_fps) - 1
-        ids[:, 1] = config.motion_bucket
-        ids[:, 2] = config.noise_augmentation
-        return ids
+
+def time_ids(config: AnimatorConfig, fps: float | Tensor, batch: int) -> Tensor:
+    """Frames per second - 1, motion bucket and noise level, `(B, 3)` (v1).
+
+    Args:
+        fps: of the clip or clips; a model that was taught one rate is told that one.
+    """
+    ids = torch.empty(batch, 3, device=fps.device if isinstance(fps, Tensor) else None)
+    ids[:, 0] = (fps if config.conditioning_fps is None else config.conditioning_fps) - 1
+    ids[:, 1] = config.motion_bucket
+    ids[:, 2] = config.noise_augmentation
+    return ids
 
 
 def _open_recogniser(config: AnimatorConfig, choice: str) -> FaceBackend | None:

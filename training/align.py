@@ -23,8 +23,9 @@ from pipelines.motion import MotionStore
 from pipelines.motion_camera import CameraConfig
 from training.frames import open_clips
 from training.pose_pairs import MisalignmentShares, MotionPairs, PosePairs, ShardPairs
-from training.task import Batch
+from training.task import Batch, Task
 
+_VALIDATION_SEED = 0
 _CERTAINTY = 0.02  # share of the certainty loss; it does not reach the transform
 
 
@@ -33,10 +34,11 @@ class AlignConfig:
     """What the alignment block learns from, and how a training pair is drawn."""
 
     name: ClassVar[str] = "alignment"
-    may_change: ClassVar[tuple[str, ...]] = ("shards", "motion")
+    may_change: ClassVar[tuple[str, ...]] = ("shards", "motion", "validation")
 
     shards: str = ""  # poses of curated clips, or
     motion: str = ""  # a folder of motion capture, seen by random cameras
+    validation: str = ""  # another folder of the same kind, which is never trained on
     block: AlignmentConfig = field(default_factory=AlignmentConfig)
     misalignment: SimilarityRange = field(default_factory=SimilarityRange)
     aligned: float = 0.1  # chance that there is no misalignment, as where a video drives itself
@@ -74,12 +76,24 @@ class AlignConfig:
                 "with --set task.shards=DIR, or a folder of motion capture, with "
                 "--set task.motion=DIR."
             )
-        return AlignTask(self, self._pairs(seed))
+        folder = self.motion or self.shards
+        return AlignTask(self, self._pairs_of(folder, seed, tail=self.holdout_tail))
 
-    def _pairs(self, seed: int) -> PosePairs:
+    def held_out_pairs(self) -> PosePairs | None:
+        """Poses that are not trained on, the same in every run; None where there are none."""
+        if self.validation:
+            return self._pairs_of(self.validation, _VALIDATION_SEED, tail=0.0)
+        if self.shards and self.holdout_tail > 0:
+            tail = self.holdout_tail
+            return self._pairs_of(self.shards, _VALIDATION_SEED, tail=tail, held_out=True)
+        return None
+
+    def _pairs_of(
+        self, folder: str, seed: int, *, tail: float, held_out: bool = False
+    ) -> PosePairs:
         if self.motion:
             return MotionPairs(
-                MotionStore(self.motion),
+                MotionStore(folder),
                 seed,
                 num_driven=self.driven_frames,
                 limits=self.misalignment,
@@ -88,18 +102,19 @@ class AlignConfig:
                 num_frames=self.clip_frames,
             )
         return ShardPairs(
-            open_clips(self.shards),
+            open_clips(folder),
             seed,
             num_driven=self.driven_frames,
             limits=self.misalignment,
             shares=MisalignmentShares(self.aligned, self.wide),
-            holdout_tail=self.holdout_tail,
+            holdout_tail=tail,
             hide_joints=self.hide_joints,
             joint_noise=self.joint_noise,
+            held_out=held_out,
         )
 
 
-class AlignTask:
+class AlignTask(Task):
     """Draws pairs of poses and computes eq. 12 on them."""
 
     name = "alignment"
@@ -155,6 +170,13 @@ class AlignTask:
             }
         share = self.config.clip_weight
         return (1 - share) * frames + share * clips + _CERTAINTY * certainty, numbers
+
+    def validate(
+        self, model: nn.Module, folder: Path, device: torch.device, clips: int
+    ) -> Mapping[str, float]:
+        from training.align_validation import validate
+
+        return validate(self, model, folder, device, clips)
 
     def save_model(self, state: dict[str, Tensor], folder: Path) -> None:
         about = {"trained_on": {"alignment": dict(self.pairs.about())}}

@@ -70,6 +70,7 @@ class ShardPairs:
         holdout_tail: share of each clip, at its end, that is never drawn.
         hide_joints: chance that a joint is hidden, as detectors miss them.
         joint_noise: deviation in each direction, of the longer side.
+        held_out: draw from that share alone, instead of from the rest.
     """
 
     def __init__(
@@ -83,8 +84,10 @@ class ShardPairs:
         holdout_tail: float,
         hide_joints: float,
         joint_noise: float,
+        held_out: bool = False,
     ):
         self.clips = clips
+        self.held_out = held_out
         self.seed = seed
         self.num_driven, self.limits, self.shares = num_driven, limits, shares
         self.holdout_tail, self.hide_joints, self.noise = holdout_tail, hide_joints, joint_noise
@@ -102,8 +105,9 @@ class ShardPairs:
             track = self.clips.pose(index)
             height, width = self.clips.size(index)
             kept = max(2, round(len(track.score) * (1 - self.holdout_tail)))
-            points = to_isotropic(torch.tensor(track.keypoints[:kept, 0, BODY]), width, height)
-            score = torch.tensor(track.score[:kept, 0, BODY])
+            part = slice(min(kept, len(track.score) - 1), None) if self.held_out else slice(kept)
+            points = to_isotropic(torch.tensor(track.keypoints[part, 0, BODY]), width, height)
+            score = torch.tensor(track.score[part, 0, BODY])
             threshold = float(self.clips.meta(index).get("pose", {}).get("threshold", VISIBLE))
             self._poses[index] = points.float(), score.float() * (score >= threshold)
         return self._poses[index]

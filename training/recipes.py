@@ -5,6 +5,7 @@ The command line picks one by name and overrides settings with `--set a.b=c`.
 
 import difflib
 from collections.abc import Callable
+from dataclasses import replace
 
 from animator.config import svd_xt
 from inference.sampler import SamplerConfig
@@ -18,6 +19,7 @@ from training.config import (
     OptimConfig,
     RunConfig,
     TrainConfig,
+    ValidateConfig,
 )
 
 TASKS: dict[str, type] = {AlignConfig.name: AlignConfig, AnimateConfig.name: AnimateConfig}
@@ -118,22 +120,105 @@ def animator_demo() -> TrainConfig:
     )
 
 
-def animator_svd_xt() -> TrainConfig:
-    """The published sizes, learning rate and clips, on eight GPUs of 80 GB."""
+def animator_smoke() -> TrainConfig:
+    """Every part of a run in about a minute on a CPU: checkpoint, validation, recomputation."""
+    return TrainConfig(
+        task=AnimateConfig(holdout_tail=0.2, drop_face=0.1, drop_pose=0.1, recompute=1.0),
+        optim=OptimConfig(samples=40, lr=1e-3, warmup_samples=8),
+        batch=BatchConfig(global_batch=2),
+        ema=EmaConfig(half_life=10),
+        checkpoint=CheckpointConfig(every_samples=20),
+        validate=ValidateConfig(every_samples=20, clips=1),
+        run=RunConfig(log_every=2),
+    )
+
+
+def animator_512_1gpu() -> TrainConfig:
+    """512x512 on one GPU of 80 GB: the batch of the paper's eight GPUs, one clip after another."""
+    return _published("512x512", gpus=1)
+
+
+def animator_512_8gpu() -> TrainConfig:
+    """512x512 on one node of eight GPUs."""
+    return _published("512x512", gpus=8)
+
+
+def animator_512_32gpu() -> TrainConfig:
+    """512x512 on four nodes of eight GPUs."""
+    return _published("512x512", gpus=32)
+
+
+def animator_576x1024_1gpu() -> TrainConfig:
+    """576x1024 on one GPU of 80 GB."""
+    return _published("576x1024", gpus=1)
+
+
+def animator_576x1024_8gpu() -> TrainConfig:
+    """576x1024 on one node of eight GPUs."""
+    return _published("576x1024", gpus=8)
+
+
+def animator_576x1024_32gpu() -> TrainConfig:
+    """576x1024 on four nodes of eight GPUs."""
+    return _published("576x1024", gpus=32)
+
+
+def animator_mixed_8gpu() -> TrainConfig:
+    """Both published sizes, one of them a step, on eight GPUs: what the published model is."""
+    return _published("512x512", "576x1024", gpus=8)
+
+
+def animator_lora_24gb() -> TrainConfig:
+    """Low-rank updates of the attention at 512x512 on one GPU of 24 GB, for one's own people.
+
+    PoseNet, Face Encoder and ID adapters are trained whole: start from a trained model.
+    """
+    base = _published("512x512", gpus=1)
+    return replace(
+        base,
+        task=replace(base.task, trainable="lora"),
+        optim=OptimConfig(samples=8_000, lr=1e-4, warmup_samples=400),
+        ema=replace(base.ema, half_life=1_000),
+        checkpoint=CheckpointConfig(every_samples=800),
+        validate=replace(base.validate, every_samples=800),
+    )
+
+
+def _published(*sizes: str, gpus: int) -> TrainConfig:
+    """The second stage as published: UNet, Face Encoder and PoseNet, one clip a GPU.
+
+    The paper's: learning rate, eight clips a step, what is trained. Its first version's: noise
+    levels, frames and stride, dropped conditions, AdamW (its defaults here). Ours, published
+    nowhere: clipping, averaging, warm-up, dropped face and pose.
+
+    Args:
+        sizes: HEIGHTxWIDTH; the last is the model's own, more than one are buckets.
+    """
+    height, width = map(int, sizes[-1].split("x"))
+    clips = max(8, gpus)  # one GPU takes the eight clips of a step in turn
     return TrainConfig(
         task=AnimateConfig(
-            animator=svd_xt(),
+            animator=replace(svd_xt(), height=height, width=width),
+            buckets=sizes if len(sizes) > 1 else (),
             frame_strides=(4,),
-            sampling=SamplerConfig(),
-            sigma_mean=0.7,  # of Stable Video Diffusion itself
+            sigma="cosine",
             drop_image_token=0.2,
             drop_reference=0.2,
-            gradient_checkpointing=True,
+            drop_face=0.1,  # so that a guidance of its own is possible for each
+            drop_pose=0.1,
+            recompute=1.0,
+            sampling=SamplerConfig(),
         ),
-        optim=OptimConfig(samples=100_000, lr=1e-5, warmup_samples=4_000),
-        batch=BatchConfig(global_batch=8),
+        # With Adam the rate grows as the square root of the batch (Malladi et al.,
+        # arXiv:2205.10287).
+        optim=OptimConfig(samples=100_000, lr=1e-5 * (clips / 8) ** 0.5, warmup_samples=4_000),
+        batch=BatchConfig(global_batch=clips),
+        ema=EmaConfig(every=10),
         checkpoint=CheckpointConfig(every_samples=8_000),
-        run=RunConfig(num_workers=8, use_gpu=True, precision="bf16"),
+        validate=ValidateConfig(every_samples=8_000),
+        run=RunConfig(
+            num_workers=gpus, use_gpu=True, precision="bf16", prefetch=4, loader_threads=2
+        ),
     )
 
 
@@ -145,7 +230,15 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
         alignment_motion,
         animator_tiny,
         animator_demo,
-        animator_svd_xt,
+        animator_smoke,
+        animator_512_1gpu,
+        animator_512_8gpu,
+        animator_512_32gpu,
+        animator_576x1024_1gpu,
+        animator_576x1024_8gpu,
+        animator_576x1024_32gpu,
+        animator_mixed_8gpu,
+        animator_lora_24gb,
     )
 }
 

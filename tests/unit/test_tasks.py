@@ -60,7 +60,8 @@ def test_held_out_frames_are_never_drawn_and_the_reference_lies_outside(shards):
     long = ClipStore(shards).index("long_000")
     strides = set()
     for seed in range(200):
-        chosen, reference, stride = task._choose(long, torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        _, chosen, reference, stride = task.examples.choose(long, generator)
         strides.add(stride)
         assert chosen.max() < trained_frames(40, 0.5)
         assert 0 <= reference < trained_frames(40, 0.5)
@@ -71,8 +72,8 @@ def test_held_out_frames_are_never_drawn_and_the_reference_lies_outside(shards):
 
 def test_clips_shorter_than_a_window_hold_their_last_frame(shards):
     task = animate_task(shards)
-    short = task.clips.index("short_000")
-    chosen, reference, stride = task._choose(short, torch.Generator().manual_seed(0))
+    short = task.examples.clips.index("short_000")
+    _, chosen, reference, stride = task.examples.choose(short, torch.Generator().manual_seed(0))
     assert chosen.tolist() == [0, 1, 1]
     assert reference in (0, 1)
     assert stride == 1
