@@ -89,13 +89,6 @@ class Animator(nn.Module):
         """Type of the weights, and of the prediction."""
         return self.unet.conv_in.weight.dtype
 
-    def enable_gradient_checkpointing(self, enabled: bool = True) -> None:
-        """In training, recompute the UNet's blocks on the way back instead of keeping them."""
-        if enabled:
-            self.unet.enable_gradient_checkpointing()
-        else:
-            self.unet.disable_gradient_checkpointing()
-
     def forward(
         self,
         sample: Tensor,

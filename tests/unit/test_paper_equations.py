@@ -6,8 +6,14 @@ import torch
 from diffusers.models.attention_processor import Attention
 
 from animator import edm
-from animator.id_adapter import IDAdapter, ImageTokenAttention, align_and_add
-from animator.losses import alignment_loss, denoising_loss
+from animator.id_adapter import MERGES, IDAdapter, ImageTokenAttention, align_and_add
+from animator.losses import (
+    alignment_loss,
+    denoising_loss,
+    denoising_loss_of_clips,
+    face_loss_of_clips,
+    means_by_quartile,
+)
 from inference.sampler import SamplerConfig, sample
 
 
@@ -98,6 +104,27 @@ def test_eq_14_a_dropped_image_token_silences_the_face_without_nan():
     assert torch.isfinite(image.grad).all()
 
 
+def test_table_5_what_distribution_alignment_is_compared_with():
+    rng = np.random.default_rng(3)
+    face = rng.normal(3, 5, size=(2, 12, 8))
+    image = rng.normal(-1, 0.5, size=(2, 1, 8))
+    mean = face.mean((1, 2), keepdims=True)
+    deviation = face.std((1, 2), keepdims=True, ddof=1)
+    expected = {
+        "addition": image + face,
+        "norm": image + (face - mean) / (deviation + 1e-5),
+    }
+    for merge, value in expected.items():
+        got = MERGES[merge](torch.from_numpy(face), torch.from_numpy(image)).numpy()
+        np.testing.assert_allclose(got, value, atol=1e-5)
+        block = Attention(8, cross_attention_dim=6, heads=2, dim_head=4)
+        ways = [IDAdapter(6, 8, merge=kind) for kind in (merge, "distribution")]
+        ways[1].load_state_dict(ways[0].state_dict())  # the same weights under either
+        z, context = torch.randn(3, 5, 8), torch.randn(3, 5, 6)
+        first, second = (adapter(block, z, context) for adapter in ways)
+        assert (first - second).abs().max() > 1e-3
+
+
 def test_eq_25_the_mask_weighs_the_residual_inside_the_norm():
     rng = np.random.default_rng(2)
     denoised, clean = rng.normal(size=(2, 2, 3, 4, 5, 6))
@@ -107,6 +134,56 @@ def test_eq_25_the_mask_weighs_the_residual_inside_the_norm():
     expected = (squared.reshape(2, -1).mean(1) * weight).mean()
     got = denoising_loss(*(torch.from_numpy(a) for a in (denoised, clean, mask, weight)))
     assert abs(got.item() - expected) < 1e-6
+
+
+def test_eq_25_by_clip_in_the_face_and_by_noise_level():
+    rng = np.random.default_rng(3)
+    denoised, clean = rng.normal(size=(2, 4, 3, 4, 5, 6))
+    mask = (rng.random((4, 3, 1, 5, 6)) > 0.7) * 0.6
+    mask[2] = 0  # a clip without a face
+    weight = rng.random(4) + 0.5
+    given = [torch.from_numpy(a) for a in (denoised, clean, mask, weight)]
+    clips = denoising_loss_of_clips(*given)
+    assert torch.equal(clips.mean(), denoising_loss(*given))
+    inside = np.broadcast_to(mask > 0, denoised.shape)
+    expected = [
+        np.mean((denoised[n] - clean[n])[inside[n]] ** 2) * weight[n] if n != 2 else np.nan
+        for n in range(4)
+    ]
+    np.testing.assert_allclose(face_loss_of_clips(*given).numpy(), expected, rtol=1e-5)
+    edges, sigma = torch.tensor([0.5, 1.0, 8.0]), torch.tensor([0.1, 9.0, 2.0, 0.4])
+    got = means_by_quartile(clips, sigma, edges)
+    torch.testing.assert_close(got[[0, 2, 3]], torch.stack([clips[[0, 3]].mean(), *clips[[2, 1]]]))
+    assert got[1].isnan()
+
+
+def test_cosine_interpolated_noise_levels():
+    # Cosine schedules of log SNR for noise of 32 and of 64 pixels, weighed by the time.
+    def cosine(t, noise):
+        shift = 2 * np.log(noise / 64)
+        low, high = (np.log((0.5 / s) ** 2) - shift for s in (700.0, 0.002))
+        start, end = np.arctan(np.exp(-high / 2)), np.arctan(np.exp(-low / 2))
+        return -2 * np.log(np.tan(start + t * (end - start))) + shift
+
+    draws = 4000
+    got = torch.cat([edm.cosine_sigma(torch.Generator().manual_seed(n)) for n in range(draws)])
+    times = torch.cat([torch.rand(1, generator=torch.Generator().manual_seed(n)) for n in range(5)])
+    t = times.double().numpy()
+    expected = 0.5 * np.exp(-((1 - t) * cosine(t, 32) + t * cosine(t, 64)) / 2)
+    np.testing.assert_allclose(got[:5].numpy(), expected, rtol=1e-4)
+    assert got.min() >= 0.0019
+    assert got.max() <= 701
+    edges = edm.sigma_quartiles("cosine", 0.0, 1.0)
+    shares = torch.bincount(torch.bucketize(got, edges), minlength=4) / draws
+    torch.testing.assert_close(shares, torch.full((4,), 0.25), atol=0.03, rtol=0)
+
+
+def test_quartiles_of_lognormal_noise_levels():
+    generator = torch.Generator().manual_seed(0)
+    got = torch.cat([edm.training_sigma(generator, 0.7, 1.6) for _ in range(4000)])
+    edges = edm.sigma_quartiles("lognormal", 0.7, 1.6)
+    shares = torch.bincount(torch.bucketize(got, edges), minlength=4) / len(got)
+    torch.testing.assert_close(shares, torch.full((4,), 0.25), atol=0.03, rtol=0)
 
 
 # Algorithm 1: a linear "decoder" and "face embedding", so that the gradient is a formula.

@@ -1,5 +1,6 @@
 """Model folders: what is saved comes back bit for bit; what does not fit is named."""
 
+import dataclasses
 import json
 import pickle
 
@@ -39,6 +40,27 @@ def test_same_weights_give_the_same_bytes(folder, tmp_path):
     for part in ("unet", "pose_net", "face_encoder"):
         name = f"{part}.safetensors"
         assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+@torch.no_grad()
+def test_a_folder_from_before_the_ablations_is_the_full_method(folder):
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("id_adapter", "face_encoder"):
+        del config["animator"][name]
+    (folder / "config.json").write_text(json.dumps(config))
+    given = inputs(SMALL)
+    assert torch.equal(Animator.from_pretrained(folder)(*given), small_animator()(*given))
+
+
+@torch.no_grad()
+def test_a_model_of_an_ablation_comes_back_as_one(tmp_path):
+    sizes = dataclasses.replace(SMALL, id_adapter="norm", face_encoder="projection")
+    torch.manual_seed(0)
+    model = Animator(sizes).eval()
+    model.save_pretrained(tmp_path)
+    again = Animator.from_pretrained(tmp_path)
+    assert again.config == sizes
+    assert torch.equal(again(*inputs(SMALL)), model(*inputs(SMALL)))
 
 
 def test_truncated_weights_are_named(folder):
