@@ -108,17 +108,20 @@ def commit(folder: Path, tar: Path, record: ShardRecord) -> None:
 
 
 def committed(folder: Path, name: str, *, deep: bool = False) -> ShardRecord | None:
-    """The record of a shard that is wholly there; None if it is not.
+    """The record of a shard that is wholly there; None if it is missing or damaged.
 
     Args:
         deep: whether to read the tar through. Else it is believed by its size, unless it is newer
             than its record, which a commit never leaves behind.
+
+    Raises:
+        OSError: it is there and cannot be read.
     """
     path, tar = folder / f"{name}.json", folder / f"{name}.tar"
     try:
         record = read_record(path)
         deep = deep or tar.stat().st_mtime_ns > path.stat().st_mtime_ns
-    except (OSError, ShardError):
+    except (FileNotFoundError, ShardError):
         return None
     if not deep:
         return record if tar.stat().st_size == record.tar_bytes else None

@@ -96,6 +96,8 @@ def encode(
         )
     if summary.shards_changed:
         note(f"{summary.shards_changed} shards were encoded before from other clips than now.")
+    for text in summary.notes:
+        note(text)
     emit(to_dict(summary), as_json=as_json, show=_lines)
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipelines import schema
+from pipelines.ray_sizes import RunError
 from pipelines.shards import write_atomic
 
 COMMITS_FILE = "commits.jsonl"
@@ -51,7 +52,11 @@ def hash_rows(ids: Iterable[str]) -> str:
 
 
 def read_commit(folder: Path, name: str) -> Commit | None:
-    """What the record of a shard says; None where there is none or it is damaged."""
+    """What the record of a shard says; None where there is none or it is damaged.
+
+    Raises:
+        RunError: it cannot be read just now, so nobody knows what it says.
+    """
     path = folder / f"{name}.json"
     try:
         with path.open("rb") as stream:
@@ -79,17 +84,19 @@ def read_commit(folder: Path, name: str) -> Commit | None:
             not_stored=sum("not_stored" in one["reasons"] for one in [*clips, *sources]),
             rows=hash_rows(source["id"] for source in sources),
         )
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise unreadable(path, error) from None
     # Damage can leave JSON of any shape.
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
-def note_commit(folder: Path, name: str) -> None:
-    """Add a shard that was just committed to the cache; for the one process that leads a run."""
-    commit = read_commit(folder, name)
-    if commit is not None:
-        with (folder / COMMITS_FILE).open("a", encoding="ascii") as stream:
-            stream.write(_line(commit))
+def unreadable(path: Path, error: OSError) -> RunError:
+    """A file of a shard that is there and cannot be read: no reason to make the shard anew."""
+    reason = error.strerror or str(error)
+    return RunError(f"{path} cannot be read ({reason}): mend that, then run again.")
 
 
 def read_cache(folder: Path) -> tuple[dict[str, Commit], bool]:

@@ -17,6 +17,7 @@ from pipelines.curation.outcomes import SourceRuling, is_wanted, own_reasons, se
 from pipelines.curation.plan import Plan
 from pipelines.curation.progress import Progress
 from pipelines.curation.repack import SpareClips, repack, roll_forward
+from pipelines.damaged import set_aside
 from pipelines.schema import ShardError, ShardRecord
 
 Report = Callable[[Progress], Any]
@@ -30,7 +31,7 @@ class FinishSummary:
     near_duplicates: clips that show what an earlier one shows.
     changed: shards that were repacked.
     again: shards that must be worked on again, since a clip that is now to be kept was never
-        stored, or since their tars turned out damaged and were removed.
+        stored, or since their tars turned out damaged and were moved aside.
     """
 
     copies: int = 0
@@ -87,8 +88,8 @@ def apply_rulings(
         put_aside: whether clips that are taken out go to the spare ones.
 
     Returns:
-        its record afterwards; None if its tar turned out damaged: it is then removed, so that it
-        is worked on again.
+        its record afterwards; None if its tar turned out damaged: it is then moved into
+        DIR/damaged/, so that it is worked on again.
     """
     before = shards.read_record(folder / f"{name}.json")
     spare = SpareClips(folder, name)
@@ -98,8 +99,7 @@ def apply_rulings(
     try:
         repack(folder, before, after, spare=spare, put_aside=put_aside)
     except ShardError:
-        for suffix in ("json", "tar"):
-            (folder / f"{name}.{suffix}").unlink(missing_ok=True)
+        set_aside(folder, name)
         return None
     return after
 

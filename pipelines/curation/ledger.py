@@ -16,6 +16,7 @@ from pipelines import schema
 from pipelines.curation import commits
 from pipelines.curation.commits import Commit
 from pipelines.curation.plan import Plan, PlannedShard
+from pipelines.damaged import set_aside
 from pipelines.shards import sha256_file
 
 WORK_FOLDER = ".work"
@@ -104,6 +105,9 @@ def scan_done(folder: Path, plan: Plan, *, keep_cache: bool = True) -> DoneShard
     the recorded size and is not newer than the record (else its SHA-256 decides). What records say
     is kept in a cache (`pipelines.curation.commits`), so that they need not be read each time;
     without `keep_cache` nothing is written.
+
+    Raises:
+        RunError: a record or a tar is there and cannot be read.
     """
     records, tars = _shard_files(folder, plan)
     cached, is_clean = commits.read_cache(folder)
@@ -132,9 +136,10 @@ def scan_done(folder: Path, plan: Plan, *, keep_cache: bool = True) -> DoneShard
 
 
 def clean_up(folder: Path, plan: Plan, done: DoneShards) -> DoneShards:
-    """Remove what dead attempts left: work folders, tars without a record, damaged shards.
+    """Remove what dead attempts left: work folders and tars without a record.
 
-    Repacked shards that were complete when their run died are put in their places first.
+    Repacked shards that were complete when their run died are put in their places first. Damaged
+    shards are moved into DIR/damaged/.
 
     Returns:
         what is done afterwards: `done`, or more where shards were put in place.
@@ -145,13 +150,18 @@ def clean_up(folder: Path, plan: Plan, done: DoneShards) -> DoneShards:
         done = scan_done(folder, plan)
     shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
     kept = done.names | done.stale
+    lost: set[str] = set()
     with os.scandir(folder) as entries:
         for entry in entries:
             name, _, suffix = entry.name.rpartition(".")
             is_temporary = name.startswith(".") and suffix == "tmp"
             is_shard = suffix in ("tar", "json") and _index(name, plan) is not None
-            if is_temporary or (is_shard and name not in kept):
+            if is_temporary:
                 Path(entry.path).unlink(missing_ok=True)
+            elif is_shard and name not in kept:
+                lost.add(name)
+    for name in sorted(lost):
+        set_aside(folder, name)
     return done
 
 
@@ -165,8 +175,12 @@ def _shard_files(
             name, _, suffix = entry.name.rpartition(".")
             if suffix in found and _index(name, plan) is not None:
                 # A file that is taken away meanwhile is not there.
-                with suppress(OSError):
+                try:
                     found[suffix][name] = entry.stat()
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    raise commits.unreadable(Path(entry.path), error) from None
     return found["json"], found["tar"]
 
 
@@ -193,8 +207,10 @@ def _check_tar(folder: Path, commit: Commit, tar: os.stat_result | None) -> Comm
     try:
         if sha256_file(folder / f"{commit.name}.tar") != commit.tar_sha256:
             return None
-    except OSError:
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise commits.unreadable(folder / f"{commit.name}.tar", error) from None
     return replace(commit, tar_checked_ns=tar.st_mtime_ns)
 
 

@@ -27,7 +27,9 @@ from pipelines.curation.progress import Progress, report_progress
 from pipelines.curation.revise import resume_revision
 from pipelines.curation.sources import read_sources
 from pipelines.curation.worker import ShardWork, versions
+from pipelines.damaged import damaged_notes
 from pipelines.ray_session import PATIENCE_SECONDS, Pool, RunError, run_pool, session
+from pipelines.schema import ShardError
 
 __all__ = ["Progress", "RunError", "RunSummary", "ShardWorker", "curate"]
 
@@ -134,7 +136,7 @@ def curate(
         workers=used.workers,
         decoders=used.threads,
         models=models,
-        notes=notes,
+        notes=(*notes, *damaged_notes(folder)),
         totals=totals,
     )
 
@@ -190,8 +192,13 @@ class ShardWorker:
         """Process the shards named in column `item`."""
         if self.refusal is not None:
             return {"item": batch["item"], "refusal": np.array([self.refusal] * len(batch["item"]))}
-        for name in map(str, batch["item"]):
-            self.threads.submit(self._process, name).result()
+        try:
+            for name in map(str, batch["item"]):
+                self.threads.submit(self._process, name).result()
+        except (OSError, ShardError) as error:
+            # Of the machine or the folder, and told by a sentence, not by Ray's stacks.
+            said = f"the worker on {socket.gethostname()} had to stop: {error}"
+            return {"item": batch["item"], "refusal": np.array([said] * len(batch["item"]))}
         return {"item": batch["item"]}
 
     def _process(self, name: str) -> None:

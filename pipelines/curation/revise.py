@@ -49,7 +49,7 @@ class ReviseSummary:
     clips_before, clips_after: kept.
     reasons_before, reasons_after: how many clips each reason rejects.
     not_stored: clips that would be kept but were never stored.
-    damaged: shards whose tars turned out damaged and were removed.
+    damaged: shards whose tars turned out damaged and were moved into DIR/damaged/.
     shards_left_out: shards of the plan that are not there yet; they will be made by the new rules.
     command: what makes the clips that are not stored and the shards that are not there; None if
         nothing is missing.

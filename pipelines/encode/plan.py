@@ -11,6 +11,7 @@ from pipelines import schema
 from pipelines.curation import commits
 from pipelines.curation.commits import Commit
 from pipelines.curation.ledger import WORK_FOLDER
+from pipelines.damaged import set_aside
 from pipelines.encode.config import EncodeError
 from pipelines.encode.model import EncoderChoice
 from pipelines.overrides import differences
@@ -117,6 +118,7 @@ def survey(source: Path, out: Path, choice: EncoderChoice) -> Survey:
 
     Raises:
         EncodeError: `out` holds a shard that `source` does not have.
+        RunError: a record or a tar is there and cannot be read.
     """
     sources = {name: _identity(commit) for name, commit in _commits(source, shard_names(source))}
     held = shard_names(out)
@@ -134,14 +136,17 @@ def survey(source: Path, out: Path, choice: EncoderChoice) -> Survey:
 
 
 def clean_up(out: Path, seen: Survey) -> None:
-    """Remove what dead attempts left: work folders, tars without a record, damaged shards."""
+    """Remove what dead attempts left: work folders and tars without a record.
+
+    Damaged shards are moved into OUT/damaged/.
+    """
     shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)
     for path in out.glob(".*.tmp"):
         path.unlink(missing_ok=True)
     whole = {*seen.done, *seen.changed, *seen.failed}
-    for path in [*out.glob("shard-*.json"), *out.glob("shard-*.tar")]:
-        if path.stem not in whole:
-            path.unlink(missing_ok=True)
+    found = {path.stem for suffix in ("json", "tar") for path in out.glob(f"shard-*.{suffix}")}
+    for name in sorted(found - whole):
+        set_aside(out, name)
 
 
 def shard_names(folder: Path) -> list[str]:
@@ -179,8 +184,10 @@ def _is_whole(folder: Path, commit: Commit) -> bool:
         if stat.st_size != commit.tar_bytes:
             return False
         return stat.st_mtime_ns <= commit.json_mtime_ns or sha256_file(tar) == commit.tar_sha256
-    except OSError:
+    except FileNotFoundError:
         return False
+    except OSError as error:
+        raise commits.unreadable(tar, error) from None
 
 
 def _commits(folder: Path, names: Sequence[str]) -> Iterator[tuple[str, Commit | None]]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from pipelines import ray_session, schema, shards
 from pipelines.curation.ledger import RunJournal, folder_lock
+from pipelines.damaged import damaged_notes
 from pipelines.encode import plan
 from pipelines.encode.config import EncodeConfig, EncodeError
 from pipelines.encode.encoders import Encoders
@@ -38,6 +39,7 @@ class EncodeSummary:
     shares: of the workers' time in each kind of work.
     failures: clips, or whole shards, that failed, and why (at most 50).
     totals: clips, frames, failed clips and bytes of all committed shards.
+    notes: in words, on damaged shards that lie aside.
     """
 
     out: str
@@ -56,6 +58,7 @@ class EncodeSummary:
     shares: dict[str, float] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     totals: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def encode(
@@ -132,6 +135,7 @@ def encode(
         shares=work.shares,
         failures=failures,
         totals=totals,
+        notes=damaged_notes(out),
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from pipelines import shards
 from pipelines.curation.ledger import THUMBS_FOLDER, WORK_FOLDER, folder_lock
+from pipelines.damaged import damaged_notes, set_aside
 from pipelines.exchange.frame_folder import ExchangeError
 from pipelines.exchange.import_config import ImportConfig
 from pipelines.exchange.import_item import Imported, failed_record, versions
@@ -197,7 +198,7 @@ class _Totals:
             shards_done=done,
             shards_resumed=resumed,
             models=plan.models,
-            notes=listing.notes,
+            notes=(*listing.notes, *damaged_notes(folder)),
             reasons=dict(self.reasons),
             failures=self.failures,
         )
@@ -224,12 +225,11 @@ def _done(
 
 
 def _clean(folder: Path, undone: set[str]) -> None:
-    """Remove what a run that died left of shards that are not committed."""
+    """Remove what a run that died left of shards that are not committed; damaged ones go aside."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
     for name in undone:
-        for suffix in ("json", "tar"):
-            (folder / f"{name}.{suffix}").unlink(missing_ok=True)
+        set_aside(folder, name)
 
 
 def _commit(

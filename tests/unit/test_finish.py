@@ -215,4 +215,6 @@ def test_a_damaged_shard_is_taken_away_and_asked_for_again(whole, tmp_path):
     os.utime(tar, ns=(seen.st_atime_ns, seen.st_mtime_ns))
     assert finish_run(folder, plan).again == ("shard-000001",)
     assert not tar.exists()
+    assert (folder / "damaged" / tar.name).read_bytes() == data
+    shutil.rmtree(folder / "damaged")
     assert contents(go_on(folder, VIDEOS)) == contents(whole)

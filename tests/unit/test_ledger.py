@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import shards
-from pipelines.curation.commits import COMMITS_FILE, note_commit
+from pipelines.curation.commits import COMMITS_FILE, read_commit
 from pipelines.curation.config import CurationConfig
 from pipelines.curation.ledger import (
     WORK_FOLDER,
@@ -21,7 +21,9 @@ from pipelines.curation.ledger import (
     scan_done,
 )
 from pipelines.curation.plan import SOURCE_SCHEMA, Plan, make_plan, replace_config, save_plan
+from pipelines.damaged import damaged_notes
 from pipelines.overrides import apply_overrides
+from pipelines.ray_sizes import RunError
 from pipelines.schema import ClipRecord, ShardRecord, SourceRecord
 
 CONFIG = apply_overrides(CurationConfig(), ["output.sources_per_shard=2"])
@@ -152,9 +154,8 @@ def test_a_shard_of_other_sources_is_not_done(tmp_path, plan):
 def test_the_cache_saves_reading_records_and_can_be_lost(tmp_path, plan):
     commit(tmp_path, plan, 0)
     commit(tmp_path, plan, 1)
-    note_commit(tmp_path, NAMES[1])
     done = scan_done(tmp_path, plan, keep_cache=False)
-    assert len((tmp_path / COMMITS_FILE).read_text().splitlines()) == 1
+    assert not (tmp_path / COMMITS_FILE).exists()
     assert scan_done(tmp_path, plan) == done
     cache = (tmp_path / COMMITS_FILE).read_bytes()
     assert len(cache.splitlines()) == 2
@@ -184,6 +185,40 @@ def test_a_record_that_was_replaced_is_read_again(tmp_path, plan):
     assert scan_done(tmp_path, plan).totals["rejected"] == 1
 
 
+@pytest.mark.parametrize("suffix", ["json", "tar"])
+def test_what_cannot_be_read_stops_the_run_and_stays(tmp_path, plan, suffix):
+    commit(tmp_path, plan, 0)
+    path = tmp_path / f"{NAMES[0]}.{suffix}"
+    path.unlink()
+    path.symlink_to(path.name)  # not even its size can be asked for
+    with pytest.raises(RunError, match=rf"{NAMES[0]}\.{suffix} cannot be read"):
+        scan_done(tmp_path, plan)
+    if suffix == "json":
+        with pytest.raises(RunError, match=r"\.json cannot be read"):
+            read_commit(tmp_path, NAMES[0])
+    with pytest.raises(OSError, match=suffix):
+        shards.committed(tmp_path, NAMES[0])
+    assert path.is_symlink()
+
+
+def test_damaged_shards_are_moved_aside_and_never_over_another(tmp_path, plan):
+    for text in ("one", "two"):
+        commit(tmp_path, plan, 0)
+        (tmp_path / f"{NAMES[0]}.json").write_text(text)
+        clean_up(tmp_path, plan, scan_done(tmp_path, plan))
+    assert not list(tmp_path.glob("shard-*"))
+    aside = {path.name: path.read_bytes() for path in (tmp_path / "damaged").iterdir()}
+    assert sorted(aside) == [
+        "shard-000000.1.json",
+        "shard-000000.1.tar",
+        "shard-000000.json",
+        "shard-000000.tar",
+    ]
+    assert aside["shard-000000.1.json"] == b"two"
+    (note,) = damaged_notes(tmp_path)
+    assert note.startswith("2 damaged shards lie in")
+
+
 def test_clean_up_leaves_what_is_done_and_nothing_of_dead_attempts(tmp_path, plan):
     commit(tmp_path, plan, 0)
     commit(tmp_path, plan, 1)
@@ -198,6 +233,7 @@ def test_clean_up_leaves_what_is_done_and_nothing_of_dead_attempts(tmp_path, pla
     assert clean_up(tmp_path, plan, done) == done
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "commits.jsonl",
+        "damaged",
         "notes.json",
         "plan.arrow",
         "plan.json",
