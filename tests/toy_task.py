@@ -5,7 +5,9 @@ Run as a program it is the driver of the integration tests, which kill it.
 
 import argparse
 import os
+import resource
 import signal
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from training.config import (
     BatchConfig,
     CheckpointConfig,
     EmaConfig,
+    GuardConfig,
     OptimConfig,
     RunConfig,
     TrainConfig,
@@ -34,6 +37,8 @@ class ToyTask(Task):
     def __init__(self, config: "ToyConfig", seed: int) -> None:
         self.config, self.seed = config, seed
         self.fingerprint = f"toy-data-{config.data}"
+        self.flops = float(6 * 5 * config.width)
+        self._problems: list[tuple[str, str]] = []
 
     def build(self) -> nn.Module:
         width = self.config.width
@@ -55,14 +60,22 @@ class ToyTask(Task):
         noise = torch.stack(rows)
         x = noise[:, :4]
         y = torch.tanh(x.sum(1, keepdim=True)) + 0.1 * noise[:, 4:]
-        if self.config.nan_sample in samples:
+        if any(s == self.config.nan_sample or 0 <= self.config.nan_from <= s for s in samples):
             y = y * float("nan")
+        if self.config.spike_sample in samples:
+            y = y * 1e6
+        if self.config.replaced_sample in samples:
+            self._problems.append((f"clip-{self.config.replaced_sample}", "it is torn"))
         self._accident(samples)
         return {"x": x, "y": y}
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor | float]]:
         error = (model(batch["x"]) - batch["y"]).square().mean()
         return error, {"rmse": error.sqrt(), "never": float("nan")}
+
+    def problems(self) -> list[tuple[str, str]]:
+        found, self._problems = self._problems, []
+        return found
 
     def save_model(self, state: dict[str, Tensor], folder: Path) -> None:
         save_file(state, folder / "model.safetensors")
@@ -88,6 +101,9 @@ class ToyConfig:
     delay: float = 0.0
     bad_sample: int = -1
     nan_sample: int = -1
+    nan_from: int = -1
+    spike_sample: int = -1
+    replaced_sample: int = -1
     accident: Literal["kill", "stop"] = "kill"
     accident_at: int = -1
     accident_marker: str = ""
@@ -105,6 +121,8 @@ def toy_config(
     max_failures: int = 0,
     track: bool = False,
     lr: float = 1e-2,
+    background: bool = True,
+    guard: GuardConfig | None = None,
     **task: object,
 ) -> TrainConfig:
     return TrainConfig(
@@ -112,7 +130,8 @@ def toy_config(
         optim=OptimConfig(samples=samples, lr=lr, warmup_samples=16, schedule="cosine"),
         batch=BatchConfig(global_batch=8, micro_batch=micro),
         ema=EmaConfig(half_life=64),
-        checkpoint=CheckpointConfig(every_samples=every, keep=2),
+        checkpoint=CheckpointConfig(every_samples=every, keep=2, background=background),
+        guard=guard or GuardConfig(),
         run=RunConfig(
             num_workers=workers,
             threads_per_worker=1,
@@ -150,15 +169,26 @@ def main() -> None:
 
     from training.launch import train
     from training.metrics import Quiet
+    from training.task import Stopped, TrainingError
+
+    class Printed(Quiet):
+        def note(self, text: str) -> None:
+            print(text, flush=True)
 
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--samples", type=int, default=96)
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--local", action="store_true")
+    parser.add_argument("--file-limit", type=int, help="bytes that no file may exceed")
     parser.add_argument("--track", action="store_true")
     parser.add_argument("--accident-at", type=int, default=-1)
     given = parser.parse_args()
     config = make_config(
+        samples=given.samples,
+        width=given.width,
         workers=given.workers,
         max_failures=1,
         track=given.track,
@@ -166,7 +196,14 @@ def main() -> None:
         accident_at=given.accident_at,
         accident_marker=str(given.out / "accident"),
     )
-    train(config, given.out, progress=Quiet())
+    if given.file_limit:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (given.file_limit, given.file_limit))
+    try:
+        train(config, given.out, progress=Printed(), local=given.local)
+    except (Stopped, TrainingError) as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

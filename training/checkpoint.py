@@ -1,33 +1,36 @@
 """The state a run resumes from: one folder, complete or not there.
 
     samples-000000001000/
-      train.json        samples seen, settings, data fingerprint, size and sha256 of every file
+      train.json        samples seen, settings, data fingerprint, the guard's memory,
+                        size and sha256 of every file
       ema.safetensors   averaged weights (rank 0)
-      state/            DeepSpeed: model, and each worker's share of the optimiser
+      state/            the engine's: model, and each worker's share of the optimiser
 
-Each worker writes its files into a folder of its own and the reporter merges the folders, so a kill
-can leave one behind with parts missing. `train.json` lists every file of every worker: a folder
-counts only when it matches its list.
+`checkpoint_writer` makes it under another name, and only a rename gives it this one. `train.json`
+lists every file of every worker: a folder that storage has damaged all the same does not count.
 """
 
 import hashlib
 import json
+import math
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from training.config import TrainConfig, binding_settings, changed_settings
-from training.ema import WeightAverage
-from training.engine import Engine, convert_state
+from training.engine import convert_state
 
-_RECORD = "train.json"
-_AVERAGE = "ema.safetensors"
+RECORD = "train.json"
+AVERAGE = "ema.safetensors"
+WRITING = ".writing-"  # then the name: not yet a checkpoint
+REMOVING = ".removing-"  # no longer one
 _PREFIX = "samples-"
 _CONVERTED = "converted-"
 
@@ -51,15 +54,20 @@ class Checkpoint:
     def world(self) -> int:
         return self.record["world"]
 
+    def needs_conversion(self, world: int) -> bool:
+        """Whether the state is shared out among another number of workers."""
+        shared_out = self.record["settings"]["run"]["engine"] == "deepspeed"
+        return shared_out and world != self.world
+
     def state_for(self, world: int) -> Path:
         """The folder whose state that many workers can load."""
-        if world == self.world:
+        if not self.needs_conversion(world):
             return self.folder
         return self.folder.with_name(f"{_CONVERTED}{self.folder.name}")
 
     def average(self) -> dict[str, Any]:
         """The averaged weights and buffers, fp32, under the model's own names."""
-        return load_file(self.folder / _AVERAGE)
+        return load_file(self.folder / AVERAGE)
 
 
 def checkpoint_name(samples_seen: int) -> str:
@@ -79,33 +87,6 @@ def describe_run(config: TrainConfig, fingerprint: str, world: int) -> dict[str,
     }
 
 
-def write_checkpoint(
-    folder: Path, engine: Engine, average: WeightAverage, record: Mapping[str, Any]
-) -> None:
-    """Write one worker's files into its own empty folder; every worker calls it."""
-    engine.save(folder)
-    state = average.state()
-    if engine.rank == 0:
-        save_file(state, folder / _AVERAGE)
-    mine = {
-        path.relative_to(folder).as_posix(): _measure(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-    parts: list[Any] = [None] * engine.world
-    dist.all_gather_object(parts, mine)
-    if engine.rank == 0:
-        files = {name: entry for part in parts for name, entry in part.items()}
-        text = json.dumps({**record, "files": files}, indent=1, sort_keys=True)
-        (folder / _RECORD).write_text(text)
-
-
-def read_checkpoint(checkpoint: Checkpoint, engine: Engine, average: WeightAverage) -> None:
-    """Take over model, optimiser and average; every worker calls it."""
-    engine.load(checkpoint.state_for(engine.world))
-    average.load(checkpoint.average() if engine.rank == 0 else {})
-
-
 def newest_checkpoint(root: Path, *, thorough: bool = True) -> Checkpoint | None:
     """The newest complete checkpoint under `root`.
 
@@ -114,7 +95,7 @@ def newest_checkpoint(root: Path, *, thorough: bool = True) -> Checkpoint | None
     """
     for folder in _folders(root):
         if fault(folder, thorough=thorough) is None:
-            record = json.loads((folder / _RECORD).read_text())
+            record = json.loads((folder / RECORD).read_text())
             return Checkpoint(folder=folder, record=record)
     return None
 
@@ -122,43 +103,81 @@ def newest_checkpoint(root: Path, *, thorough: bool = True) -> Checkpoint | None
 def fault(folder: Path, *, thorough: bool = True) -> str | None:
     """Why a folder is no complete checkpoint, in a few words; None where it is one."""
     try:
-        record = json.loads((folder / _RECORD).read_text())
+        record = json.loads((folder / RECORD).read_text())
         files = record["files"].items()
         record["samples_seen"]
     except FileNotFoundError:
-        return f"{_RECORD} is missing"
+        return f"{RECORD} is missing"
     except (ValueError, KeyError, AttributeError):
-        return f"{_RECORD} is damaged"
+        return f"{RECORD} is damaged"
     for name, (size, digest) in files:
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes instead of {size}"
-        if thorough and _measure(path)[1] != digest:
+        if thorough and measure(path)[1] != digest:
             return f"{name} has other contents than were written"
     return None
 
 
 def remove_incomplete(root: Path) -> list[str]:
     """Remove what a kill left behind: folders newer than the newest complete one; a line each."""
-    for pattern in (".writing-*", f"{_CONVERTED}*"):
-        for scratch in root.glob(pattern):
-            shutil.rmtree(scratch, ignore_errors=True)
+    remove_scratch(root)
+    remove_converted(root)
     lines = []
     for folder in _folders(root):
         reason = fault(folder)
         if reason is None:
             break
-        shutil.rmtree(folder)
+        remove(folder)
         lines.append(f"Checkpoint {folder.name} is not complete ({reason}); removed.")
     return lines
 
 
-def prune(root: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints."""
-    for folder in _folders(root)[keep:]:
+def remove_scratch(root: Path) -> None:
+    """Remove what was being written or removed when a kill came; nobody may be writing."""
+    for pattern in (f"{WRITING}*", f"{REMOVING}*"):
+        for scratch in root.glob(pattern):
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def remove_converted(root: Path) -> None:
+    """Remove converted states, which serve until the next checkpoint."""
+    for folder in root.glob(f"{_CONVERTED}*"):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def prune(root: Path, keep: int, best: Container[str] = ()) -> None:
+    """Remove all but the newest `keep` checkpoints and those named in `best`."""
+    for folder in _folders(root)[keep:]:
+        if folder.name not in best:
+            remove(folder)
+
+
+def remove(folder: Path) -> None:
+    """Remove a checkpoint in such a way that a kill leaves no part of it under its name."""
+    aside = folder.with_name(f"{REMOVING}{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    with suppress(OSError):
+        os.replace(folder, aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def best_checkpoints(root: Path, metric: str, count: int, *, higher_is_better: bool) -> list[str]:
+    """Names of the checkpoints whose validation was best, best first.
+
+    Args:
+        root: the folder of checkpoints; `validation/NAME/metrics.json` is looked for beside it.
+    """
+    ranked = []
+    for folder in _folders(root):
+        path = root.parent / "validation" / folder.name / "metrics.json"
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            value = float(json.loads(path.read_text())[metric])
+            if math.isfinite(value):
+                ranked.append((-value if higher_is_better else value, folder.name))
+    return [name for _, name in sorted(ranked)[:count]]
 
 
 def fit_world(checkpoint: Checkpoint, world: int) -> str | None:
@@ -166,9 +185,9 @@ def fit_world(checkpoint: Checkpoint, world: int) -> str | None:
 
     The run goes on from the same state, but sums are taken in another order from there on.
     """
-    target = checkpoint.state_for(world)
-    if target == checkpoint.folder:
+    if not checkpoint.needs_conversion(world):
         return None
+    target = checkpoint.state_for(world)
     shutil.rmtree(target, ignore_errors=True)
     convert_state(checkpoint.folder, target)
     return f"{checkpoint.folder.name}: {checkpoint.world} workers' state converted for {world}."
@@ -201,7 +220,8 @@ def _folders(root: Path) -> list[Path]:
     return sorted((p for p in root.glob(f"{_PREFIX}*") if p.is_dir()), reverse=True)
 
 
-def _measure(path: Path) -> list[Any]:
+def measure(path: Path) -> list[Any]:
+    """Size in bytes and sha256 of a file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return [path.stat().st_size, digest]

@@ -1,19 +1,15 @@
 """The training loop: the same order every step, all of it a function of `samples_seen`.
 
-A global batch is the positions [s, s + B). Worker r takes the r-th contiguous slice and splits it
-into micro-batches. Checkpoint, average and log fall due at multiples of their interval.
+A global batch is the positions [s, s + B). Gradients, then a verdict on them, then the weights,
+then their average, then the record, then checkpoints. Every decision is taken from numbers that
+all workers have: one sum a step carries the means, whether all have written their part of a
+checkpoint, and whether any was asked to stop.
 """
 
-import time
-from collections import deque
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
-from math import isfinite, isnan
+from contextlib import ExitStack
+from math import isfinite
 from pathlib import Path
-from typing import Self
 
-import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -21,10 +17,16 @@ from torch import Tensor
 from training import checkpoint as ckpt
 from training.config import TrainConfig
 from training.ema import WeightAverage, ema_decay
-from training.engine import Engine
+from training.engine import Engine, open_engine
+from training.guard import FOLDER, Guard, keep_batch
+from training.journal import Journal
+from training.loader import BatchLoader
 from training.metrics import MetricsLog
 from training.reporter import Reporter
-from training.task import Batch, Task, TrainingError
+from training.saving import Saver
+from training.step_clock import StepClock
+from training.task import Task
+from training.throughput import peak_flops
 from training.tracking import Tracker
 
 
@@ -42,163 +44,117 @@ def train_loop(
     Every worker runs it; needs an initialised process group.
 
     Raises:
-        TrainingError: the loss or its gradient is no longer a finite number.
+        TrainingError: too many steps in a row had to be left out, or the last checkpoint could
+            not be written.
+        Stopped: it was asked to end early.
         ResumeError: the checkpoint belongs to another run.
     """
     task.prepare(device)
-    root, size = out / "checkpoints", config.batch.global_batch
-    latest = ckpt.newest_checkpoint(root, thorough=False)
-    converted = latest is not None and latest.world != dist.get_world_size()
-    engine = Engine(task, config, device, converted=converted)
-    average = WeightAverage(engine.model, keep=engine.rank == 0)
-    about = ckpt.describe_run(config, task.fingerprint, engine.world)
+    root, size, world = out / "checkpoints", config.batch.global_batch, dist.get_world_size()
+    latest = _agreed_checkpoint(root)
+    converted = latest is not None and latest.needs_conversion(world)
+    engine = open_engine(task, config, device, converted=converted)
+    first = engine.rank == 0
+    average, guard = WeightAverage(engine.model, keep=first), Guard(config.guard)
 
     samples_seen = 0
     if latest is not None:
         ckpt.check_resume(latest, config, task.fingerprint)
-        ckpt.read_checkpoint(latest, engine, average)
+        engine.load(latest.state_for(world))
+        average.load(latest.average() if first else {})
+        guard.load(latest.record["guard"])
         samples_seen = latest.samples_seen
-    engine.barrier()
 
-    first = engine.rank == 0
-    with (
-        MetricsLog(out / "metrics.jsonl", samples_seen) if first else nullcontext() as log,
-        BatchLoader(task, config, engine, samples_seen) as loader,
-    ):
+    with ExitStack() as stack:
+        journal = stack.enter_context(Journal(out, notes=first))
+        log = MetricsLog(out / "metrics.jsonl", samples_seen) if first else None
+        if log is not None:
+            stack.enter_context(log)
+        saver = Saver(
+            config, root, engine, average,
+            about=ckpt.describe_run(config, task.fingerprint, world),
+            reporter=reporter,
+            journal=journal,
+            before_commit=log.sync if log is not None else lambda: None,
+        )  # fmt: skip
+        stack.enter_context(saver)
+        engine.barrier()  # what an earlier attempt left is cleared away, and the log is ours
+        loader = stack.enter_context(BatchLoader(task, config, engine, samples_seen))
+        clock = _clock(task, config, engine, samples_seen)
+
         while samples_seen < config.optim.samples:
-            started = time.perf_counter()
             rate = config.optim.learning_rate(samples_seen)
-            engine.set_learning_rate(rate)
-
             numbers: dict[str, list[Tensor]] = {}
             for first_sample, batch in loader.step():
                 loss, extra = engine.backward(batch, first_sample)
                 for name, value in {**extra, "loss": loss}.items():
                     numbers.setdefault(name, []).append(value)
-            means = engine.average(numbers)
-            step = samples_seen // size + 1
-            _stop_unless_finite(means["loss"], engine.grad_norm, step, samples_seen, size)
+            notice = reporter.notice()
+            means, written, asked = engine.average(numbers, done=saver.done, stop=notice != "none")
+            norm = engine.grad_norm()
+            clock.lap("compute")
+
+            fault = guard.fault(means["loss"], norm)
+            if fault is None:
+                engine.step(rate)
+            else:
+                engine.skip()
+            clock.lap("optimiser")
 
             samples_seen += size
+            step = samples_seen // size
             if step % config.ema.every == 0:
-                covered = config.ema.every * size
-                ema = config.ema
+                covered, ema = config.ema.every * size, config.ema
                 average.update(ema_decay(samples_seen, covered, ema.half_life, ema.ramp))
 
-            seconds = time.perf_counter() - started
             record = {
                 "samples_seen": samples_seen,
                 "step": step,
-                **{name: None if isnan(value) else value for name, value in means.items()},
+                **{name: _number(value) for name, value in means.items()},
                 "lr": rate,
-                "grad_norm": engine.grad_norm,
-                "dt": seconds,
-                "data_wait": loader.waited,
-                "samples_per_second": size / seconds,
-                "memory_gb": _memory_gb(device),
+                "grad_norm": _number(norm),
+                "skipped": guard.left_out,
                 "epoch": samples_seen / task.num_samples,
+                **clock.end(loader.waited),
             }
+            journal.replaced(samples_seen, task.problems())
             if log is not None:
                 log.write(record)
                 if step % config.run.log_every == 0:
                     tracker.log(record)
 
-            if _due(samples_seen, size, config.checkpoint.every_samples, config.optim.samples):
-                _save(engine, average, reporter, samples_seen, about)
-                if first:
-                    ckpt.prune(root, config.checkpoint.keep)
+            if fault is not None:
+                where = f"step {step} (samples {samples_seen - size} to {samples_seen - 1})"
+                journal.note(samples_seen, f"Left out {where}: {fault}.")
+                facts = {"reason": fault, "step": step, "guard": guard.state(), "numbers": numbers}
+                keep, folder, start = config.guard.keep_batches, out / FOLDER, samples_seen - size
+                if lost := keep_batch(folder, start, engine.rank, loader.again, facts, keep):
+                    journal.note(samples_seen, f"The batch of {where} is not kept: {lost}.")
+                if guard.exhausted:
+                    saver.finish(samples_seen)
+                    raise guard.exhaustion(where, fault, folder)
+
+            memory = {"guard": guard.state()}
+            saver.after_step(samples_seen, memory, written=written, asked=asked, notice=notice)
 
 
-def _save(
-    engine: Engine,
-    average: WeightAverage,
-    reporter: Reporter,
-    samples_seen: int,
-    about: Mapping[str, object],
-) -> None:
-    position = {"samples_seen": samples_seen}
-
-    def write(folder: Path) -> None:
-        ckpt.write_checkpoint(folder, engine, average, {**about, **position})
-
-    reporter.save(ckpt.checkpoint_name(samples_seen), write, position)
-    engine.barrier()  # every worker's files are in place
+def _agreed_checkpoint(root: Path) -> ckpt.Checkpoint | None:
+    """The newest checkpoint as rank 0 sees it: shared storage may show its name later elsewhere."""
+    found = [ckpt.newest_checkpoint(root, thorough=False) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(found, src=0)
+    return found[0]
 
 
-def _due(samples_seen: int, size: int, every: int, end: int) -> bool:
-    """Whether the step that ended here crossed a multiple of `every`, or ended the run."""
-    return samples_seen // every > (samples_seen - size) // every or samples_seen >= end
+def _clock(task: Task, config: TrainConfig, engine: Engine, samples_seen: int) -> StepClock:
+    peak, size = peak_flops(engine.device, config.run.precision), config.batch.global_batch
+    return StepClock(
+        engine.device,
+        steps=config.num_steps - samples_seen // size,
+        samples=size,
+        flops=task.flops,
+        peak=None if peak is None else peak * engine.world,
+    )
 
 
-def _stop_unless_finite(
-    loss: float, grad_norm: float, step: int, samples_seen: int, size: int
-) -> None:
-    for name, value in (("loss", loss), ("gradient norm", grad_norm)):
-        if not isfinite(value):
-            raise TrainingError(
-                f"The {name} is {value} at step {step} (samples {samples_seen} to "
-                f"{samples_seen + size - 1}): lower optim.lr, or look at these samples."
-            )
-
-
-def _memory_gb(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    return psutil.Process().memory_info().rss / 1e9
-
-
-class BatchLoader:
-    """Builds the micro-batches of one worker in threads, `run.prefetch` of them ahead.
-
-    An exception of `task.batch` is raised where the batch is taken.
-
-    Attributes:
-        waited: seconds that the last step waited for its batches.
-    """
-
-    def __init__(self, task: Task, config: TrainConfig, engine: Engine, start: int) -> None:
-        self.waited = 0.0
-        self._task, self._device = task, engine.device
-        self._micro, self._accumulation = config.batch.micro_batch, engine.accumulation
-        self._pool = ThreadPoolExecutor(config.run.loader_threads, thread_name_prefix="batch")
-        self._positions = micro_batches(config, engine.rank, engine.world, start)
-        self._ahead: deque[tuple[int, Future[Batch]]] = deque()
-        for _ in range(config.run.prefetch):
-            self._submit()
-
-    def step(self) -> Iterator[tuple[int, Batch]]:
-        """The first sample and the tensors, on the device, of each micro-batch of one step."""
-        self.waited = 0.0
-        for _ in range(self._accumulation):
-            self._submit()
-            first, future = self._ahead.popleft()
-            started = time.perf_counter()
-            batch = future.result()
-            self.waited += time.perf_counter() - started
-            yield first, {k: v.to(self._device, non_blocking=True) for k, v in batch.items()}
-
-    def _submit(self) -> None:
-        first = next(self._positions, None)
-        if first is not None:
-            self._ahead.append((first, self._pool.submit(self._build, first)))
-
-    def _build(self, first: int) -> Batch:
-        batch = self._task.batch(range(first, first + self._micro))
-        if self._device.type == "cuda":
-            return {name: value.pin_memory() for name, value in batch.items()}
-        return batch
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-
-def micro_batches(config: TrainConfig, rank: int, world: int, start: int) -> Iterator[int]:
-    """The first sample of each micro-batch of a worker, from position `start` to the run's end."""
-    size, micro = config.batch.global_batch, config.batch.micro_batch
-    share = size // world
-    for position in range(start, config.optim.samples, size):
-        first = position + rank * share
-        yield from range(first, first + share, micro)
+def _number(value: float) -> float | None:
+    return value if isfinite(value) else None

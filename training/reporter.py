@@ -1,58 +1,76 @@
-"""Where checkpoints go: through Ray Train, or straight to disk for one process without Ray."""
+"""What a worker hears of a coming end, and tells of its checkpoints: with Ray Train or without."""
 
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-import psutil
+from training.stop_request import StopRequest
 
-_SCRATCH = "animator-checkpoint-"  # then the process that writes there; a killed one leaves it
+Notice = Literal["none", "save", "stop"]
 
 
 class Reporter(Protocol):
-    """Commits a checkpoint; every worker calls `save` the same number of times."""
+    """The ties of one worker to what runs it."""
 
-    def save(
-        self, name: str, write: Callable[[Path], None], metrics: Mapping[str, Any]
-    ) -> None: ...
+    def notice(self) -> Notice:
+        """What this worker has been asked: to save now, or to save and stop. Cheap."""
+        ...
 
+    def heeded(self) -> None:
+        """A checkpoint answers what any worker has been asked; called on every worker."""
+        ...
 
-class RayReporter:
-    """Hands each worker's files to Ray Train, which merges them in the run's storage."""
-
-    def __init__(self) -> None:
-        for left in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
-            process = left.name.removeprefix(_SCRATCH).partition("-")[0]
-            if process.isdigit() and not psutil.pid_exists(int(process)):
-                shutil.rmtree(left, ignore_errors=True)
-
-    def save(self, name: str, write: Callable[[Path], None], metrics: Mapping[str, Any]) -> None:
-        import ray.train
-
-        # A folder a worker: workers of one node that share one delete it under each other.
-        with tempfile.TemporaryDirectory(prefix=f"{_SCRATCH}{os.getpid()}-") as scratch:
-            write(Path(scratch))
-            ray.train.report(
-                dict(metrics),
-                checkpoint=ray.train.Checkpoint.from_directory(scratch),
-                checkpoint_dir_name=name,
-            )
+    def report(self, metrics: Mapping[str, Any]) -> None:
+        """Tell of a checkpoint that is there; every worker calls it the same number of times."""
+        ...
 
 
 class LocalReporter:
-    """One process: written beside its final place, then renamed."""
+    """One process, without Ray."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, out: Path) -> None:
+        self._stop = StopRequest(out)
 
-    def save(self, name: str, write: Callable[[Path], None], metrics: Mapping[str, Any]) -> None:
-        self._root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".writing-", dir=self._root) as scratch:
-            folder = Path(scratch) / name
-            folder.mkdir()
-            write(folder)
-            shutil.rmtree(self._root / name, ignore_errors=True)
-            os.replace(folder, self._root / name)
+    def notice(self) -> Notice:
+        return "stop" if self._stop.made() else "none"
+
+    def heeded(self) -> None: ...
+
+    def report(self, metrics: Mapping[str, Any]) -> None: ...
+
+
+class RayReporter:
+    """Sees a node that Ray is about to lose, and shows progress in Ray's dashboard.
+
+    A lost node asks for a checkpoint only: Ray Train starts the workers again elsewhere, and they
+    go on from it.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self._stop = StopRequest(out)
+        self._saved = False  # for the node that is about to be lost
+
+    def notice(self) -> Notice:
+        if self._stop.made():
+            return "stop"
+        return "save" if not self._saved and _losing_node() else "none"
+
+    def heeded(self) -> None:
+        self._saved = True
+
+    def report(self, metrics: Mapping[str, Any]) -> None:
+        import ray.train
+
+        # Up to two seconds where the one before has not been taken yet, hence not for every step.
+        ray.train.report(dict(metrics))
+
+
+def _losing_node() -> bool:
+    """Whether Ray has said that a node with our workers goes away.
+
+    The worker's own knowledge: `ray.train.get_preemption_info` asks all workers to agree, which
+    the loop does with a sum that it takes anyway.
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    return get_train_context().preemption_context.preemption_info is not None

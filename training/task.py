@@ -15,7 +15,7 @@ class TrainingError(RuntimeError):
     """Training cannot go on, and trying again would end the same way."""
 
 
-class Stopped(RuntimeError):
+class Stopped(RuntimeError):  # noqa: N818 - nothing went wrong
     """A run ended early because it was asked to; the same command continues it."""
 
 

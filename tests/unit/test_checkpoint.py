@@ -89,6 +89,51 @@ def test_only_the_newest_are_kept(tmp_path):
     assert left == [ckpt.checkpoint_name(24), ckpt.checkpoint_name(32)]
 
 
+def test_best_by_validation_are_kept_too(tmp_path):
+    root = tmp_path / "checkpoints"
+    for samples, psnr in {8: 21.0, 16: 30.0, 24: float("nan"), 32: 25.0, 40: None}.items():
+        name = make_checkpoint(root, samples).name
+        if psnr is not None:
+            folder = tmp_path / "validation" / name
+            folder.mkdir(parents=True)
+            (folder / "metrics.json").write_text(json.dumps({"psnr": psnr}))
+    (tmp_path / "validation" / ckpt.checkpoint_name(99)).mkdir()  # of one that is gone
+    best = ckpt.best_checkpoints(root, "psnr", 2, higher_is_better=True)
+    assert best == [ckpt.checkpoint_name(16), ckpt.checkpoint_name(32)]
+    assert ckpt.best_checkpoints(root, "psnr", 1, higher_is_better=False) == [
+        ckpt.checkpoint_name(8)
+    ]
+    assert ckpt.best_checkpoints(root, "loss", 1, higher_is_better=False) == []
+    ckpt.prune(root, keep=1, best=best)
+    assert sorted(path.name for path in root.iterdir()) == [
+        ckpt.checkpoint_name(16),
+        ckpt.checkpoint_name(32),
+        ckpt.checkpoint_name(40),
+    ]
+
+
+def test_what_a_kill_left_half_written_or_half_removed_is_no_checkpoint(tmp_path):
+    make_checkpoint(tmp_path, 64)
+    whole = make_checkpoint(tmp_path / ".writing-samples-000000000096", 96)
+    whole.rename(whole.with_name("whole"))
+    make_checkpoint(tmp_path, 32).rename(tmp_path / ".removing-samples-000000000032")
+    assert ckpt.newest_checkpoint(tmp_path).samples_seen == 64
+    assert ckpt.remove_incomplete(tmp_path) == []
+    assert [path.name for path in tmp_path.iterdir()] == [ckpt.checkpoint_name(64)]
+
+
+def test_state_that_is_whole_on_one_worker_needs_no_conversion(tmp_path):
+    config = toy_config()
+    ddp = dataclasses.replace(config, run=dataclasses.replace(config.run, engine="ddp"))
+    make_checkpoint(tmp_path, 8, config=config, world=2)
+    assert ckpt.newest_checkpoint(tmp_path).needs_conversion(1)
+    make_checkpoint(tmp_path, 16, config=ddp, world=2)
+    found = ckpt.newest_checkpoint(tmp_path)
+    assert not found.needs_conversion(1)
+    assert found.state_for(1) == found.folder
+    assert ckpt.fit_world(found, 1) is None
+
+
 def resume(tmp_path, config, *, fingerprint="toy-data-0") -> None:
     make_checkpoint(tmp_path, 64, config=toy_config(lr=1e-3))
     found = ckpt.newest_checkpoint(tmp_path)

@@ -18,7 +18,7 @@ FENCES = {
         "pipelines/ray_session.py",
         "inference/batch.py",
         "inference/serve.py",
-        "training/launch.py",
+        "training/ray_workers.py",
         "training/reporter.py",
         "infra",
     ),

@@ -1,19 +1,34 @@
 import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
+import toy_task
 from safetensors.torch import load_file
 from toy_task import ToyConfig, reference_losses, toy_config
 
 from training.checkpoint import newest_checkpoint
-from training.config import read_config
+from training.config import EmaConfig, GuardConfig, read_config
 from training.launch import train
-from training.loop import BatchLoader, micro_batches
-from training.metrics import MetricsLog, MetricsTail, Quiet, format_line, read_metrics
-from training.task import TrainingError, mix_seed, sample_generator
+from training.loader import BatchLoader, micro_batches
+from training.metrics import (
+    TIMINGS,
+    MetricsLog,
+    MetricsTail,
+    Quiet,
+    format_line,
+    read_lines,
+    read_metrics,
+)
+from training.step_clock import StepClock
+from training.task import Stopped, TrainingError, mix_seed, sample_generator
 
 
 class Notes(Quiet):
@@ -33,9 +48,8 @@ def run(config, out, progress=None):
 
 def outcome(out):
     """Everything of a run that must not depend on how often it was interrupted."""
-    timings = {"dt", "data_wait", "samples_per_second", "memory_gb"}
     records = [
-        {k: v for k, v in record.items() if k not in timings}
+        {k: v for k, v in record.items() if k not in TIMINGS}
         for record in read_metrics(out / "metrics.jsonl")
     ]
     weights = load_file(out / "model" / "model.safetensors")
@@ -67,7 +81,7 @@ def test_interrupted_run_continues_to_the_same_bits(tmp_path):
     config = toy_config(dropout=0.2)
     run(config, tmp_path / "whole")
     accident = {"accident": "stop", "accident_at": 75, "accident_marker": str(tmp_path / "marker")}
-    config = toy_config(dropout=0.2, **accident)
+    config = toy_config(dropout=0.2, background=False, **accident)
     with pytest.raises(KeyboardInterrupt):
         run(config, tmp_path / "broken")
     assert len(read_metrics(tmp_path / "broken" / "metrics.jsonl")) > 8  # past the checkpoint
@@ -78,9 +92,8 @@ def test_interrupted_run_continues_to_the_same_bits(tmp_path):
 
 
 def test_run_from_damaged_checkpoint_continues_from_the_one_before(tmp_path):
-    config = toy_config(
-        samples=64, every=16, accident="stop", accident_at=56, accident_marker=str(tmp_path / "m")
-    )
+    accident = {"accident": "stop", "accident_at": 56, "accident_marker": str(tmp_path / "m")}
+    config = toy_config(samples=64, every=16, background=False, **accident)
     with pytest.raises(KeyboardInterrupt):
         run(config, tmp_path / "broken")
     newest = newest_checkpoint(tmp_path / "broken" / "checkpoints")
@@ -107,9 +120,142 @@ def test_finished_run_with_other_settings_is_refused(tmp_path):
         run(toy_config(samples=16, lr=2e-2), tmp_path)
 
 
-def test_loss_that_is_not_a_number_stops_and_names_the_step(tmp_path):
-    with pytest.raises(TrainingError, match=r"loss is nan at step 3 \(samples 16 to 23\)"):
-        run(toy_config(nan_sample=20), tmp_path)
+def test_step_without_a_finite_loss_is_left_out_and_its_batch_kept(tmp_path):
+    notes = Notes()
+    run(toy_config(nan_sample=20), tmp_path, notes)
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert [r["skipped"] for r in records] == [0, 0] + [1] * 10
+    assert records[2]["loss"] is None
+    assert all(record["loss"] is not None for record in records[3:])
+    assert "Left out step 3 (samples 16 to 23): the loss is nan." in notes.texts
+    batch = load_file(tmp_path / "left-out" / "samples-000000000016-rank-0.safetensors")
+    assert batch["x"].shape == (8, 4)
+    assert batch["y"].isnan().flatten().tolist() == [s in (20, 21) for s in range(16, 24)]
+
+
+def test_left_out_step_changes_no_weight(tmp_path):
+    last = {}
+    for name, samples, nan_from in (("short", 16, -1), ("long", 48, 16)):
+        config = toy_config(
+            samples=samples, nan_from=nan_from, guard=GuardConfig(max_in_a_row=20), every=8
+        )
+        config = dataclasses.replace(
+            config,
+            optim=dataclasses.replace(config.optim, schedule="constant"),
+            ema=EmaConfig(half_life=0),  # the average is the weights
+        )
+        summary = run(config, tmp_path / name)
+        last[name] = newest_checkpoint(tmp_path / name / "checkpoints").average()
+        assert summary.loss == read_metrics(tmp_path / name / "metrics.jsonl")[1]["loss"]
+    assert read_metrics(tmp_path / "long" / "metrics.jsonl")[-1]["skipped"] == 4
+    assert all(last["long"][name].equal(value) for name, value in last["short"].items())
+
+
+def test_run_that_leaves_out_one_step_after_the_other_stops_and_names_them(tmp_path):
+    with pytest.raises(
+        TrainingError,
+        match=r"step 7 \(samples 48 to 55\) the loss is nan, and 4 steps before .*left-out",
+    ):
+        run(toy_config(nan_from=16), tmp_path)
+
+
+def test_interrupted_run_remembers_what_its_guard_knew(tmp_path):
+    guard = GuardConfig(spike=50.0, settle_steps=3)
+    whole = toy_config(guard=guard, spike_sample=74)
+    run(whole, tmp_path / "whole")
+    assert [r["skipped"] for r in outcome(tmp_path / "whole")[0]][8:] == [0, 1, 1, 1]
+    accident = {"accident": "stop", "accident_at": 83, "accident_marker": str(tmp_path / "marker")}
+    broken = toy_config(guard=guard, spike_sample=74, every=64, background=False, **accident)
+    with pytest.raises(KeyboardInterrupt):
+        run(broken, tmp_path / "broken")
+    run(broken, tmp_path / "broken")
+    assert outcome(tmp_path / "broken") == outcome(tmp_path / "whole")
+
+
+def test_replaced_clip_is_named_once(tmp_path):
+    notes = Notes()
+    run(toy_config(replaced_sample=20), tmp_path, notes)
+    assert notes.texts.count("Clip clip-20 was replaced: it is torn") == 1
+    entries = read_lines(tmp_path / "left-out" / "clips.jsonl", "key")
+    assert [(e["key"], e["reason"]) for e in entries] == [("clip-20", "it is torn")]
+
+
+class Asking(Notes):
+    """Sends this process signals once a step is shown, as a scheduler or a user would."""
+
+    def __init__(self, *signals, at=4):
+        super().__init__()
+        self.signals, self.at = list(signals), at
+
+    def step(self, record):
+        if record["step"] >= self.at and self.signals:
+            os.kill(os.getpid(), self.signals.pop(0))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_run_that_is_asked_to_end_leaves_a_checkpoint_and_continues_to_the_same_bits(
+    tmp_path, number
+):
+    run(toy_config(), tmp_path / "whole")
+    before = signal.getsignal(number)
+    slow = toy_config(delay=0.05)
+    with pytest.raises(Stopped, match=r"Stopped at (\d+) samples, with a checkpoint") as stopped:
+        run(slow, tmp_path / "out", asking := Asking(number))
+    assert signal.getsignal(number) == before
+    assert any("Stopping with a checkpoint" in text for text in asking.texts)
+    seen = int(str(stopped.value).split()[2])
+    assert newest_checkpoint(tmp_path / "out" / "checkpoints").samples_seen == seen < 96
+    notes = Notes()
+    run(toy_config(), tmp_path / "out", notes)
+    assert f"Continuing from {seen} samples." in notes.texts
+    assert outcome(tmp_path / "out") == outcome(tmp_path / "whole")
+
+
+def test_second_interrupt_stops_at_once(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(toy_config(delay=0.5), tmp_path, Asking(signal.SIGINT, signal.SIGINT, at=1))
+
+
+def test_checkpoint_in_the_background_is_the_one_that_is_waited_for(tmp_path):
+    for background in (True, False):
+        run(toy_config(dropout=0.2, every=8, background=background), tmp_path / str(background))
+    assert outcome(tmp_path / "True") == outcome(tmp_path / "False")
+    for name in ("samples-000000000088", "samples-000000000096"):
+        files = [
+            json.loads((tmp_path / str(b) / "checkpoints" / name / "train.json").read_text())
+            for b in (True, False)
+        ]
+        averages = [record["files"]["ema.safetensors"] for record in files]
+        assert averages[0] == averages[1]
+
+
+def driver(out, *options):
+    command = [sys.executable, toy_task.__file__, str(out), "--workers", "1", "--local", *options]
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout
+
+
+def test_checkpoints_that_do_not_fit_are_given_up_and_the_run_goes_on(tmp_path):
+    wide = {"width": 20_000}  # 80 kB a tensor
+    run(toy_config(**wide), tmp_path / "whole")
+    accident = {"accident": "stop", "accident_at": 43, "accident_marker": str(tmp_path / "marker")}
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run(toy_config(background=False, **wide, **accident), out)
+    code, said = driver(out, "--width", "20000", "--file-limit", "50000")
+    assert code == 1
+    lines = said.splitlines()
+    assert lines[0] == "Continuing from 32 samples."
+    assert lines[1].startswith("A checkpoint could not be written (")
+    assert lines[1].endswith("the newest good one is samples-000000000032. Training goes on.")
+    assert lines[-1].startswith("TrainingError: The last checkpoint could not be written (")
+    assert read_metrics(out / "metrics.jsonl")[-1]["samples_seen"] == 96
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["samples-000000000032"]
+    run(toy_config(**wide), out)
+    assert outcome(out) == outcome(tmp_path / "whole")
 
 
 def test_unreadable_sample_is_reported_from_the_loading_thread(tmp_path):
@@ -227,8 +373,34 @@ def test_line_says_where_the_run_is():
     record = {
         "step": 10, "loss": 0.12341, "grad_norm": 1.23, "lr": 1e-3, "samples_per_second": 3.14,
         "data_wait": 0.02, "dt": 1.0, "memory_gb": 1.2, "epoch": 1.25,
+        "mfu": 0.412, "skipped": 0, "eta": 990.0,
     }  # fmt: skip
     assert format_line(record, 1000) == (
-        "step 00010/01000 (1.0%) | loss 0.1234 | grad 1.2 | lr 1.0e-03 | 3.1 samples/s | data 2% "
-        "| mem 1.2 GB | pos 1.25 | eta 16:30"
+        "step 00010/01000 (1.0%) | loss 0.1234 | grad 1.2 | lr 1.0e-03 | 3.1 samples/s | mfu 41.2% "
+        "| data 2% | mem 1.2 GB | pos 1.25 | eta 16:30"
     )
+    left_out = {**record, "loss": None, "grad_norm": None, "skipped": 3, "mfu": None}
+    assert format_line(left_out, 1000) == (
+        "step 00010/01000 (1.0%) | loss – | grad – | lr 1.0e-03 | 3.1 samples/s "
+        "| data 2% | mem 1.2 GB | pos 1.25 | eta 16:30 | left out 3"
+    )
+
+
+def test_seconds_of_all_steps_are_those_of_the_run():
+    started = time.perf_counter()
+    clock = StepClock(torch.device("cpu"), steps=4, samples=2, flops=50.0, peak=1000.0)
+    records = []
+    for _ in range(4):
+        for part in ("compute", "optimiser"):
+            time.sleep(0.02)
+            clock.lap(part)
+        time.sleep(0.01)
+        records.append(clock.end(data_wait=0.015))
+    whole = time.perf_counter() - started
+    assert sum(r["dt"] for r in records) == pytest.approx(whole, rel=0.02)
+    for record in records:
+        parts = ("data_wait", "compute", "optimiser", "other")
+        assert sum(record[part] for part in parts) == pytest.approx(record["dt"])
+        assert record["mfu"] == pytest.approx(50 * 2 / record["dt"] / 1000)
+        assert record.keys() == TIMINGS
+    assert [r["eta"] > 0 for r in records] == [True, True, True, False]
