@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from animator.licences import non_commercial
+from training.checkpoint import checkpoint_name
 from training.config import TrainConfig, describe
 from training.curve import loss_curve
-from training.metrics import Record, read_metrics
+from training.metrics import TIMINGS, Record, read_metrics
 from training.task import Task
 from training.tracking import flatten
 
@@ -31,25 +32,38 @@ _WORDS = {
     "distance_clip": "learned, one transform a clip",
     "certainty_loss": "error of the expected distance, as a logarithm",
 }
-_NOT_LEARNED = frozenset(
-    "samples_seen step lr grad_norm dt data_wait samples_per_second memory_gb epoch".split()
-)
+_NOT_LEARNED = TIMINGS | frozenset("samples_seen step lr grad_norm skipped replaced epoch".split())
 
 
-def write_card(config: TrainConfig, task: Task, parameters: int, out: Path, folder: Path) -> None:
+def write_card(
+    config: TrainConfig,
+    task: Task,
+    parameters: int,
+    out: Path,
+    folder: Path,
+    samples_seen: int | None = None,
+    validated: Mapping[str, Any] | None = None,
+) -> None:
     """Write card and curve of a run into the folder of its released model.
 
     Args:
         parameters: of the model.
         out: the run's folder.
         folder: the released model, complete but for its card.
+        samples_seen: what comes after so many is not part of the model.
+        validated: metrics of these weights; by default as the run's folder has them.
     """
     import jinja2
 
-    records = read_metrics(out / "metrics.jsonl")
+    records = [
+        record
+        for record in read_metrics(out / "metrics.jsonl")
+        if samples_seen is None or record["samples_seen"] <= samples_seen
+    ]
+    known = [record for record in records if record["loss"] is not None]
     curve = loss_curve(
-        [record["samples_seen"] for record in records],
-        [record["loss"] for record in records],
+        [record["samples_seen"] for record in known],
+        [record["loss"] for record in known],
         f"Loss, {task.name}",
     )
     environment = jinja2.Environment(
@@ -61,7 +75,8 @@ def write_card(config: TrainConfig, task: Task, parameters: int, out: Path, fold
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["cell"] = _cell
-    content = _content(config, task, parameters, records, _about(folder))
+    validated = validated or _validation(out, records[-1]["samples_seen"])
+    content = _content(config, task, parameters, records, _about(folder), validated)
     text = environment.get_template("model_card.md.jinja").render(**content, curve=CURVE)
     (folder / CURVE).write_text(curve, encoding="utf-8")
     (folder / CARD).write_text(text, encoding="utf-8")
@@ -105,6 +120,7 @@ def _content(
     parameters: int,
     records: Sequence[Record],
     about: Mapping[str, Any],
+    validation: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """What the template shows; `about` is the model's `config.json`."""
     trained_on = about.get("trained_on", {})
@@ -119,6 +135,7 @@ def _content(
         "training": _training(config, records),
         "late": len(late),
         "numbers": _means(late),
+        "validation": {k: v for k, v in (validation or {}).items() if isinstance(v, float)},
         "data": _data(task, trained_on.get(task.name, {})),
         "licences": licences,
         "clips": any("motion" not in data for data in trained_on.values()),
@@ -144,8 +161,10 @@ def _training(config: TrainConfig, records: Sequence[Record]) -> dict[str, str]:
         where = f"{found.get('gpu', 'GPUs of other machines')}, one a worker; {where}"
     hours = sum(record["dt"] for record in records) / 3600
     versions = ", ".join(f"{name} {version(name)}" for name in _VERSIONS)
+    left_out = last.get("skipped") or 0
     return {
-        "samples seen": f"{last['samples_seen']:,} in {last['step']:,} steps",
+        "samples seen": f"{last['samples_seen']:,} in {last['step']:,} steps"
+        + (f", of which {left_out:,} were left out" if left_out else ""),
         "seed": str(run.seed),
         "hours": f"{hours:.2f} in steps, all attempts together",
         "workers": f"{run.num_workers}, {run.precision}",
@@ -163,6 +182,15 @@ def _means(records: Sequence[Record]) -> dict[str, float]:
         if values:
             means[_WORDS.get(key, key)] = sum(values) / len(values)
     return means
+
+
+def _validation(out: Path, samples_seen: int) -> dict[str, float] | None:
+    """What was measured of these very weights on held-out data."""
+    path = out / "validation" / checkpoint_name(samples_seen) / "metrics.json"
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text())
+    return {key: value for key, value in found.items() if key != "seconds"}
 
 
 def _data(task: Task, learned: Mapping[str, Any]) -> dict[str, str]:

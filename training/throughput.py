@@ -1,4 +1,4 @@
-"""How much of a processor's arithmetic training uses: model FLOP utilisation (MFU).
+"""The most that a device can compute, which model FLOP utilisation (MFU) is a share of.
 
 MFU = model FLOPs a sample x samples a second / peak FLOPs a second of all workers (Chowdhery et
 al., arXiv:2204.02311, appendix B): what is recomputed in the backward pass is not counted.
@@ -62,18 +62,3 @@ def peak_of(name: str, precision: str) -> float | None:
         if re.search(pattern, name):
             return peaks[columns.index(precision)]
     return None
-
-
-def utilisation(
-    flops: float, samples_per_second: float, peak: float | None, workers: int = 1
-) -> float | None:
-    """MFU as a share; None where FLOPs or peak are not known.
-
-    Args:
-        flops: of the model for one sample, forward and backward; 0 = not known.
-        samples_per_second: of all workers.
-        peak: FLOPs a second of one worker's device.
-    """
-    if not flops or not peak:
-        return None
-    return flops * samples_per_second / (peak * workers)

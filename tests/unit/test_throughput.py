@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from training.throughput import peak_flops, peak_of, utilisation
+from training.throughput import peak_flops, peak_of
 
 
 @pytest.mark.parametrize(
@@ -36,10 +36,3 @@ def test_precisions_differ_and_unknown_ones_are_refused():
 
 def test_cpu_has_no_known_peak():
     assert peak_flops(torch.device("cpu"), "bf16") is None
-
-
-def test_utilisation_is_of_all_workers_and_none_where_a_part_is_unknown():
-    # 8 GPUs of 312 TFLOPs, 150 TFLOPs a sample, 8 samples a second: 1200 of 2496.
-    assert utilisation(150e12, 8.0, 312e12, 8) == pytest.approx(0.4808, abs=1e-4)
-    assert utilisation(0, 8.0, 312e12, 8) is None
-    assert utilisation(150e12, 8.0, None, 8) is None
