@@ -24,6 +24,7 @@ from pipelines.curation.finish import finish_run
 from pipelines.curation.ledger import DoneShards
 from pipelines.curation.plan import Plan, PlanError, load_plan, make_plan, save_plan
 from pipelines.curation.progress import Progress, report_progress
+from pipelines.curation.repack import roll_shard_forward
 from pipelines.curation.revise import resume_revision
 from pipelines.curation.sources import read_sources
 from pipelines.curation.worker import ShardWork, versions
@@ -126,6 +127,8 @@ def curate(
             worked.update(todo)
         else:
             raise RunError(f"{todo[0]} is not settled after {_MOST_ROUNDS} rounds: run again.")
+        # Of what the end moved, too.
+        _check_all_committed(folder, plan)
         tell(Progress(stage="report", done=plan.num_sources, total=plan.num_sources))
         totals = report.write_report(folder)["summary"]
     return RunSummary(
@@ -202,7 +205,10 @@ class ShardWorker:
         return {"item": batch["item"]}
 
     def _process(self, name: str) -> None:
-        previous = shards.committed(self.folder, name) if name in self.again else None
+        previous = None
+        if name in self.again:
+            roll_shard_forward(self.folder, name)
+            previous = shards.committed(self.folder, name)
         work = self.idle.get()
         try:
             work.process(self.plan.shard(schema.shard_index(name)), previous)

@@ -148,12 +148,41 @@ def roll_forward(folder: Path) -> int:
     return completed
 
 
+def roll_shard_forward(folder: Path, name: str) -> None:
+    """Put a shard in its place that a dead process had repacked, before its record is believed.
+
+    Others may be at work on other shards. What is not complete is left to `roll_forward`.
+    """
+    for staged in _staged(folder, name):
+        if (staged / _READY).is_file():
+            _put_in_place(folder, staged)
+
+
+def drop_staged(folder: Path, name: str) -> None:
+    """Remove what was repacked of a shard that is now made from its sources: it must not return."""
+    for staged in _staged(folder, name):
+        # First what makes it complete, should this die too.
+        (staged / _READY).unlink(missing_ok=True)
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _staged(folder: Path, name: str) -> list[Path]:
+    return sorted((folder / WORK_FOLDER / REPACK_FOLDER).glob(f"{name}.*"))
+
+
 def _put_in_place(folder: Path, staged: Path) -> None:
-    """Move what is complete. Each step may have been done before; the record comes last."""
+    """Move what is complete. Each step may have been done before; the record comes last.
+
+    Two processes may do so at once: a file that is gone has been moved by the other.
+    """
     name = schema.shard_name(schema.shard_index(staged.name.partition(".")[0]))
     spare_tar = spares.spare_tar(folder, name)
     spare_files = (spare_tar, spare_tar.with_suffix(".json"))
-    if (staged / _READY).read_bytes() == _NO_SPARES:
+    try:
+        spares_left = (staged / _READY).read_bytes() != _NO_SPARES
+    except FileNotFoundError:
+        return
+    if not spares_left:
         for path in reversed(spare_files):
             path.unlink(missing_ok=True)
         with suppress(OSError):
@@ -161,9 +190,10 @@ def _put_in_place(folder: Path, staged: Path) -> None:
     for path in (*spare_files, folder / f"{name}.tar", folder / f"{name}.json"):
         if (staged / path.name).is_file():
             path.parent.mkdir(exist_ok=True)
-            os.replace(staged / path.name, path)
+            with suppress(FileNotFoundError):
+                os.replace(staged / path.name, path)
             shards.sync_folder(path.parent)
-    shutil.rmtree(staged)
+    shutil.rmtree(staged, ignore_errors=True)
 
 
 def _collect(

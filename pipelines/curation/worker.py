@@ -15,7 +15,7 @@ from pipelines.curation.ledger import MAX_DEATHS, THUMBS_FOLDER, Event, RunJourn
 from pipelines.curation.members import clip_json, judged_source
 from pipelines.curation.outcomes import copy_of, count_verdicts, is_wanted
 from pipelines.curation.plan import Plan, PlannedShard, PlannedSource
-from pipelines.curation.repack import repack
+from pipelines.curation.repack import drop_staged, repack
 from pipelines.curation.service import SourceService
 from pipelines.curation.source import MACHINE_ERRORS, Clock, Job
 from pipelines.curation.time_limit import time_limit
@@ -140,6 +140,7 @@ class ShardWork:
         if previous is not None:
             repack(self.folder, previous, record, members)
             return record
+        drop_staged(self.folder, shard.name)
         tar = staging / f"{shard.name}.tar"
         sizes = shards.write_tar(tar, members)
         record = replace(
