@@ -19,9 +19,10 @@ def ema_decay(samples_seen: int, samples: int, half_life: float, ramp: float) ->
 class WeightAverage:
     """The average of a module's trainable weights and the latest value of its buffers, in fp32.
 
-    Under ZeRO-1 and 2 every rank holds all weights, so one rank's copy is enough. Where the
-    weights are bf16 the fp32 masters are read, which are spread over the ranks: then `update` and
-    `state` are collective, and every rank calls them. The average lies on the weights' device.
+    Where every rank holds all weights in fp32 (ZeRO-1, ZeRO-2, plain PyTorch) one rank's copy is
+    enough. Where they are bf16, or shared out (ZeRO-3), the fp32 masters are read, which are spread
+    over the ranks: then making an average and `update` are collective and gather the whole model,
+    a reason not to do it every step. The average lies on the weights' device.
 
     Args:
         keep: hold the average here (rank 0); other ranks only take part in reading masters.
@@ -48,13 +49,18 @@ class WeightAverage:
                 self._average[name].lerp_(value, 1 - decay)
 
     def state(self) -> dict[str, Tensor]:
-        """The averaged weights and the buffers, on the CPU; empty on other ranks."""
+        """The averaged weights and the buffers, empty on other ranks; not collective.
+
+        A copy on the CPU: a thread may write it while training goes on.
+        """
         if not self._keep:
             return {}
-        saved = {name: value.cpu() for name, value in self._average.items()}
         persistent = self._module.state_dict()
         buffers = {n: persistent[n] for n, _ in self._module.named_buffers() if n in persistent}
-        return {name: v.detach().cpu().contiguous() for name, v in (saved | buffers).items()}
+        return {
+            name: value.detach().to("cpu", copy=True).contiguous()
+            for name, value in (self._average | buffers).items()
+        }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take over a saved average.
@@ -75,10 +81,13 @@ class WeightAverage:
 
 
 def _full_precision(parameter: nn.Parameter) -> Tensor:
-    """The fp32 value of a parameter: itself, or its master where training runs in bf16."""
-    if parameter.dtype == torch.float32:
+    """The whole fp32 value of a parameter: itself, or its master where it is bf16 or shared out."""
+    shared_out = hasattr(parameter, "ds_id")  # how DeepSpeed marks parameters of ZeRO-3
+    if parameter.dtype == torch.float32 and not shared_out:
         return parameter.detach()
     from deepspeed.utils import safe_get_full_fp32_param
 
     master = safe_get_full_fp32_param(parameter)
-    return parameter.detach().float() if master is None else master
+    if master is None:  # bf16 that nobody keeps a master of
+        return parameter.detach().float()
+    return master.detach()

@@ -29,7 +29,7 @@ class DdpEngine(EngineBase):
             self._loss,
             device_ids=[device] if device.type == "cuda" else None,
             gradient_as_bucket_view=True,
-            broadcast_buffers=False,
+            forward_sync_buffers=False,
         )
         self._optimizer = self._adamw(config)
         self._clip = config.optim.clip

@@ -9,6 +9,7 @@ DeepSpeed that changes one of them stops training instead of spoiling it.
 import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,6 @@ class DeepSpeedEngine(EngineBase):
     ) -> None:
         deepspeed = import_deepspeed(device)
         super().__init__(task, config, device)
-        self._converted = converted
         settings = deepspeed_settings(
             config, self.world, device, sum(p.numel() for p in self._trainable)
         )
@@ -106,9 +106,9 @@ class DeepSpeedEngine(EngineBase):
         return write
 
     def load(self, folder: Path) -> None:
-        path, _ = self._engine.load_checkpoint(str(folder), tag=STATE)
-        if path is None:
+        if not (folder / STATE).is_dir():
             raise ValueError(f"{folder} holds no optimiser state: remove this checkpoint.")
+        self._engine.load_checkpoint(str(folder), tag=STATE)
         # Counted in micro-batches; another micro-batch size would move the step boundary.
         self._engine.micro_steps = 0
 
@@ -150,6 +150,8 @@ def import_deepspeed(device: torch.device) -> Any:
     import deepspeed.ops
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # It calls torch.distributed by names that torch is giving up.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     if device.type == "cpu":
         # An all-reduce for inference that DeepSpeed compiles on first use: over a minute, fails
         # without a compiler, and a killed build leaves a lock on which the next run hangs.
