@@ -16,6 +16,12 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from pipelines.curation.machine import (
+    MACHINE_ERRORS,
+    OWN_FILE_ERRORS,
+    PASSING_ERRORS,
+    OwnFileError,
+)
 from pipelines.curation.wire import Link
 
 _PR_SET_PDEATHSIG = 1
@@ -66,17 +72,31 @@ class Parent:
 
 def describe_failure(error: BaseException, path: str) -> dict[str, Any]:
     """An error as plain values, in words that say nothing of where the file lay."""
-    from pipelines.curation.source import MACHINE_ERRORS
-
-    kind = "MemoryError" if _lacks_memory(error) else type(error).__name__
-    number = getattr(error, "errno", None)
+    if _lacks_memory(error):
+        return {"type": "MemoryError", "text": "", "errno": None}
     name = os.path.basename(path)
     text = (" ".join(str(error).split()) or type(error).__name__).removeprefix(f"{path}: ")
-    return {
-        "type": kind,
-        "text": text.replace(path, name),
-        "errno": number if isinstance(error, OSError) and number in MACHINE_ERRORS else None,
-    }
+    said = {"type": type(error).__name__, "text": text.replace(path, name), "errno": None}
+    cause = _system_error(error)
+    if cause is None:
+        return said
+    if cause.errno in (OWN_FILE_ERRORS if isinstance(cause, OwnFileError) else MACHINE_ERRORS):
+        return said | {"errno": cause.errno}
+    # What is left has been met while the source was read.
+    if isinstance(error, OSError) or cause.errno in PASSING_ERRORS:
+        return {"type": "unreadable", "text": cause.strerror or "no reason", "errno": None}
+    return said
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """What the system said at the bottom of an error. FFmpeg has numbers like it for its own."""
+    from av import FFmpegError
+
+    while error is not None:
+        if isinstance(error, OSError) and error.errno and not isinstance(error, FFmpegError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _lacks_memory(error: BaseException | None) -> bool:

@@ -10,6 +10,7 @@ from typing import overload
 
 import numpy as np
 
+from pipelines.curation.machine import own_files
 from pipelines.video import VideoError, iter_frames
 
 
@@ -84,9 +85,10 @@ class FrameSpool:
         slot = self._free.pop() if self._free else self._used
         data = np.ascontiguousarray(frame).data.cast("B")
         offset = slot * self.frame_bytes
-        while data:
-            written = os.pwrite(self.descriptor, data, offset)
-            data, offset = data[written:], offset + written
+        with own_files():
+            while data:
+                written = os.pwrite(self.descriptor, data, offset)
+                data, offset = data[written:], offset + written
         self._used = max(self._used, slot + 1)
         return slot
 

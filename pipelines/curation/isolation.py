@@ -274,6 +274,8 @@ def _failure(data: Any, max_memory: int) -> Exception:
     if isinstance(number, int):
         return OSError(number, text[:_ERROR_LENGTH])
     text = "".join(sign for sign in " ".join(text.split()) if sign.isprintable())
+    if kind == "unreadable":
+        return SourceError(f"cannot be read ({text[:_ERROR_LENGTH]})", "transient")
     if kind != "VideoError":
         text = f"{kind}: {text}"
     return SourceError(text[:_ERROR_LENGTH])

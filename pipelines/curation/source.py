@@ -3,7 +3,6 @@
 The models are elsewhere (`Models`); what they find comes back as numbers.
 """
 
-import errno
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,16 +19,14 @@ from pipelines.camera import FlowBackend, measure_camera
 from pipelines.curation.config import CurationConfig
 from pipelines.curation.filters import Series, judge
 from pipelines.curation.frames import FrameSpool
+from pipelines.curation.machine import MACHINE_ERRORS, own_files
 from pipelines.curation.quality import picture_scores
 from pipelines.curation.scan import SampledFrames, SourceScan, scan_source
 from pipelines.curation.shots import ShotScan
 from pipelines.curation.signature import clip_signature
 from pipelines.overrides import from_dict, to_dict
 from pipelines.schema import ClipRecord, Scores
-from pipelines.video import VideoInfo, VideoLimits, encode, iter_frames, probe
-
-# The machine's troubles, not the source's: the run must stop, not write sources off.
-MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EIO}
+from pipelines.video import VideoError, VideoInfo, VideoLimits, encode, iter_frames, probe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,9 +238,15 @@ class SourceWork:
                 max_side=output.max_side,
                 limits=self.limits,
             )
-            written = encode(
-                path, frames, fps=rate, crf=output.crf, gop=output.gop, preset=output.preset
-            )
+            with own_files():
+                written = encode(
+                    path,
+                    _readable(self.path, frames),
+                    fps=rate,
+                    crf=output.crf,
+                    gop=output.gop,
+                    preset=output.preset,
+                )
         with self.clock.stage("annotate"):
             self.models.ask(
                 "annotate",
@@ -264,6 +267,17 @@ class SourceWork:
 
 
 _JUDGED = ("key", "start", "end", "verdict", "reasons", "scores", "series", "signature")
+
+
+def _readable(path: Path, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """The frames of a source; that it cannot be read is then not taken for a fault of writing."""
+    try:
+        yield from frames
+    except OSError as error:
+        if error.errno in MACHINE_ERRORS:
+            raise
+        # Its context says to `describe_failure` what it was.
+        raise VideoError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def clip_key(sha256: str, number: int) -> str:

@@ -12,12 +12,13 @@ from pipelines.curation.annotate import Perception
 from pipelines.curation.fetch import Fetched, FetchError
 from pipelines.curation.isolation import IsolatedWorker, SourceError
 from pipelines.curation.ledger import MAX_DEATHS, THUMBS_FOLDER, Event, RunJournal
+from pipelines.curation.machine import MACHINE_ERRORS, is_of_machine
 from pipelines.curation.members import clip_json, judged_source
 from pipelines.curation.outcomes import copy_of, count_verdicts, is_wanted
 from pipelines.curation.plan import Plan, PlannedShard, PlannedSource
 from pipelines.curation.repack import drop_staged, repack
 from pipelines.curation.service import SourceService
-from pipelines.curation.source import MACHINE_ERRORS, Clock, Job
+from pipelines.curation.source import Clock, Job
 from pipelines.curation.time_limit import time_limit
 from pipelines.overrides import to_dict
 from pipelines.schema import ShardRecord, SourceRecord
@@ -196,7 +197,7 @@ class ShardWork:
             members = attempt.run(firsts)
             record = attempt.record
         except Exception as error:
-            if _is_of_machine(error):
+            if is_of_machine(error):
                 raise
             kind, members = getattr(error, "kind", "permanent"), {}
             record = replace(
@@ -322,14 +323,6 @@ def _hash(path: Path) -> str:
         if error.errno in MACHINE_ERRORS:
             raise
         raise SourceError(f"cannot be read ({error.strerror})", "transient") from None
-
-
-def _is_of_machine(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
-            return True
-        error = error.__cause__
-    return False
 
 
 def _sentence(error: Exception, path: Path) -> str:
