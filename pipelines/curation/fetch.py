@@ -4,6 +4,7 @@ A download is kept as `ID.bin` with `ID.json` in the folder it was fetched to, s
 for the next attempt at the same source; ID is the source's id, from its address.
 """
 
+import errno
 import hashlib
 import re
 import stat
@@ -18,6 +19,12 @@ from pipelines.curation.config import DownloadConfig
 from pipelines.curation.fetch_attempts import Attempts
 from pipelines.curation.fetch_errors import FetchError
 from pipelines.curation.fetch_store import Kept
+from pipelines.curation.machine import (
+    MACHINE_ERRORS,
+    OWN_FILE_ERRORS,
+    PASSING_ERRORS,
+    OwnFileError,
+)
 from pipelines.curation.plan import source_id
 from pipelines.model_source import shown
 
@@ -71,6 +78,7 @@ def fetch(
     Raises:
         FetchError: its `kind` says whether trying again may help. The message is one sentence that
             names the source without credentials, and no other path of this machine.
+        OSError: this machine is in trouble, such as a full disk, whatever the source.
     """
     scheme = _SCHEME.match(uri)
     expected_sha256 = expected_sha256.lower() if expected_sha256 else None
@@ -80,9 +88,13 @@ def fetch(
         return _remote(uri, scheme[1].lower(), folder, config, expected_sha256, deadline)
     except FetchError as error:
         named = f"{_named(uri)} {error}."
+        if error.kind == "machine":
+            raise OwnFileError(errno.ENOSPC, named) from None
         raise FetchError(named, error.kind, retry_after=error.retry_after) from None
     except OSError as error:  # of the download folder; what was fetched from has its own
-        lost = fetch_errors.no_room(error.strerror)
+        if error.errno in OWN_FILE_ERRORS:
+            raise
+        lost = fetch_errors.no_room(error)
         raise FetchError(f"{_named(uri)} {lost}.", lost.kind) from None
 
 
@@ -104,8 +116,11 @@ def _local(path: Path, config: DownloadConfig, expected_sha256: str | None) -> F
                 sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
             _check_digest(sha256, expected_sha256)
     except (OSError, ValueError) as error:
-        if isinstance(error, FetchError):
+        number = getattr(error, "errno", None)
+        if isinstance(error, FetchError) or number in MACHINE_ERRORS:
             raise
+        if number in PASSING_ERRORS:
+            raise FetchError(f"cannot be read just now ({error.strerror})", "transient") from None
         reason = getattr(error, "strerror", None) or str(error)
         raise FetchError(f"cannot be read ({reason}): check the path on this machine") from None
     return Fetched(path=path, bytes=status.st_size, temporary=False, sha256=sha256)

@@ -34,7 +34,7 @@ class Attempts:
                 # A little apart, so that workers do not come back all at once.
                 wait = max(pause * random.uniform(0.75, 1.25), error.retry_after or 0.0)
                 late = time.monotonic() + wait >= self.deadline
-                if error.kind == "permanent" or self.left <= 0 or late:
+                if error.kind != "transient" or self.left <= 0 or late:
                     raise
             self.left -= 1
             pause *= 2

@@ -7,7 +7,9 @@ import ssl
 from collections.abc import Iterator
 from typing import Any, Literal
 
-Kind = Literal["permanent", "transient"]
+from pipelines.curation.machine import OWN_FILE_ERRORS
+
+Kind = Literal["permanent", "transient", "machine"]
 
 _MAX_TEXT = 200
 _PASSING_STATUS = (408, 425, 429)
@@ -33,7 +35,8 @@ _COOKIES = "give cookies of a browser that is signed in (--set download.cookies_
 class FetchError(ValueError):
     """A source that could not be fetched.
 
-    kind: `permanent` errors stay however often one tries; `transient` ones may pass.
+    kind: `permanent` errors stay however often one tries; `transient` ones may pass; `machine` is
+        no fault of the source: nothing more can be stored here.
     retry_after: seconds for which the server asked to be left alone.
     """
 
@@ -84,7 +87,8 @@ def by_exception(error: BaseException) -> FetchError:
     if _TOO_LARGE.search(text):
         return too_large(None)
     if _NO_ROOM.search(text):
-        return no_room("no space left")
+        # Only in words, which may be a page's own: no reason to stop the run.
+        return FetchError("could not be stored (no space left): make room", "transient")
     if _CUT_SHORT.search(text):
         return FetchError(f"broke off ({text}): try again later", "transient")
     for link in chain:
@@ -123,8 +127,8 @@ def _by_type(error: BaseException) -> FetchError | None:
         if error.errno in _LOST_HOSTS:
             return FetchError("has a host that nobody knows: check the address")
         return FetchError("has a host that could not be looked up: try again later", "transient")
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return no_room("no space left")
+    if isinstance(error, OSError) and error.errno in OWN_FILE_ERRORS:
+        return no_room(error)
     if isinstance(error, OSError) and error.errno == errno.EFBIG:
         return too_large(None)
     if isinstance(error, ConnectionError | TimeoutError) and not isinstance(error, ssl.SSLError):
@@ -139,9 +143,10 @@ def too_large(max_bytes: int | None) -> FetchError:
     return FetchError(f"is larger than {limit}: leave it out or raise download.max_bytes")
 
 
-def no_room(reason: str | None) -> FetchError:
-    """The download folder takes no more."""
-    return FetchError(f"could not be stored ({reason}): make room and try again", "transient")
+def no_room(error: OSError) -> FetchError:
+    """The download folder cannot be written into."""
+    kind = "machine" if error.errno in OWN_FILE_ERRORS else "transient"
+    return FetchError(f"could not be stored ({error.strerror}): make room and try again", kind)
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

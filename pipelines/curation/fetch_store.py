@@ -79,7 +79,7 @@ def attempt(folder: Path, name: str) -> Iterator[Path]:
         lock = os.open(place, os.O_RDONLY)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise no_room(error.strerror) from None
+        raise no_room(error) from None
     try:
         yield place
     finally:

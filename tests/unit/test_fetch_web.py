@@ -1,7 +1,9 @@
 """Videos from the web, each fetched by a real guarded process from a real server."""
 
+import errno
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -315,3 +317,35 @@ def test_messages_leave_out_credentials(get: Get) -> None:
 def test_a_wrong_allowed_host_is_named(get: Get) -> None:
     message = refused(get, "http://example.test/", "permanent", allow_hosts=("http://a/",))
     assert "download.allow_hosts has 'http://a/'" in message
+
+
+def test_a_full_disk_stops_the_run_and_is_no_fault_of_the_source(server, tmp_path):
+    apart = ["unshare", "--user", "--map-root-user", "--mount"]
+    if not shutil.which("unshare") or subprocess.run([*apart, "true"], check=False).returncode:
+        pytest.skip("needs a file system of its own")
+    noise = os.urandom(1 << 20)
+    url = server.serve("/a.mp4", Answer(b"\0\0\0\x18ftypmp42" + noise, type="video/mp4"))
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from pipelines.curation.config import DownloadConfig\n"
+        "from pipelines.curation.fetch import fetch\n"
+        "config = DownloadConfig(backoff_seconds=0.05, allow_hosts=(sys.argv[2],))\n"
+        "folder = Path(sys.argv[3]) / 'downloads'\n"
+        "try:\n"
+        "    fetch(sys.argv[1], folder, config, base=folder)\n"
+        "except Exception as error:\n"
+        "    print(type(error).__name__, getattr(error, 'errno', None), error)\n"
+    )
+    small = tmp_path / "small"
+    small.mkdir()
+    script = 'mount -t tmpfs -o size=256k tmpfs "$0" && exec "$@"'
+    done = subprocess.run(
+        [*apart, "sh", "-c", script, str(small), sys.executable, "-c", code]
+        + [url, server.host, str(small)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.startswith(f"OwnFileError {errno.ENOSPC} "), done
+    assert "make room" in done.stdout
+    assert server.host in done.stdout
