@@ -22,7 +22,7 @@ FENCES = {
         "training/reporter.py",
         "infra",
     ),
-    "deepspeed": ("training/engine.py", "training/ema.py", "training/checkpoint.py"),
+    "deepspeed": ("training/engine_deepspeed.py", "training/ema.py"),
     "mlflow": ("training/tracking.py",),
     "torchvision": (),  # breaks diffusers where torch is the CPU build
 }
