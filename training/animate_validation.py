@@ -60,10 +60,10 @@ def validate(
     Raises:
         ValueError: no held-out clip can be read.
     """
-    assert isinstance(model, Animator)
     examples = held_out_examples(task)
     if examples is None:
         return {}
+    assert isinstance(model, Animator)
     folder.mkdir(parents=True, exist_ok=True)
     task.prepare(device)
     examples.encoder.to(device)
@@ -144,7 +144,7 @@ def fixed_sigmas(config: AnimateConfig) -> Tensor:
     """The medians of the four quarters of the noise levels drawn in training, `(4,)`."""
     generator = torch.Generator().manual_seed(_SEED)
     draws = torch.cat([config.draw_sigma(generator) for _ in range(_DRAWS)]).sort().values
-    return draws[_DRAWS // 8 :: _DRAWS // 4]
+    return draws[_DRAWS // 8 :: _DRAWS // 4].contiguous()
 
 
 def _losses(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from animator.config import AlignmentConfig, AnimatorConfig
 from animator.model import Animator
@@ -254,3 +255,59 @@ def test_recipes_are_complete_and_unknown_names_are_corrected():
         assert TASKS[recipe.task.name] is type(recipe.task)
     with pytest.raises(ValueError, match="Did you mean animator_tiny"):
         get_recipe("animator_tyni")
+
+
+def test_low_rank_training_releases_a_plain_model_and_the_small_file(shards, tmp_path):
+    task = animate_task(shards, trainable="lora", lora_rank=2, lora_alpha=4.0)
+    torch.manual_seed(0)
+    model = task.build()
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.Adam(weights, lr=1e-2)
+    loss, _ = task.loss(model, task.batch([0]))
+    loss.backward()
+    optimiser.step()
+    task.save_model(model.state_dict(), tmp_path / "model")
+    plain = Animator.from_pretrained(tmp_path / "model")
+    batch = task.batch([1])
+    assert task.loss(plain, batch)[0].item() == pytest.approx(task.loss(model, batch)[0].item())
+    with safe_open(tmp_path / "model" / "lora.safetensors", framework="pt") as file:
+        assert file.metadata() == {"rank": "2", "alpha": "4.0"}
+        names = set(file.keys())
+    assert names
+    assert all(".lora_A." in name or ".lora_B." in name for name in names)
+    start = animate_task(shards, start=str(tmp_path / "model")).build()
+    assert sum(p.requires_grad for p in start.parameters()) > 0
+
+
+def test_what_is_trained_and_recomputed_is_a_setting(shards):
+    torch.manual_seed(0)
+    every = animate_task(shards).build()
+    torch.manual_seed(0)
+    task = animate_task(shards, trainable="adapters", recompute=1.0, face_gradient_limit=1.0)
+    model = task.build()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert {name for name in trained if name.startswith("unet.")} == {
+        name for name in trained if "id_to_" in name
+    }
+    assert model.face_gradient_limit == 1.0
+    assert every.face_gradient_limit is None
+    batch = task.batch([0, 1])
+    losses = [float(task.loss(each, batch)[0]) for each in (model, every)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert 0 < task.flops < animate_task(shards).flops
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"drop_pose": 1.5}, "drop_pose 1.5"),
+        ({"recompute": -1}, "recompute -1"),
+        ({"lora_rank": 0}, "lora_rank 0"),
+        ({"framing": "stretch"}, "pad, crop"),
+        ({"face_gradient_limit": -1.0}, "face_gradient_limit"),
+        ({"holdout_tail": 1.0}, "holdout_tail"),
+    ],
+)
+def test_settings_out_of_range_are_refused(wrong, says):
+    with pytest.raises(ValueError, match=says):
+        AnimateConfig(**wrong)
