@@ -56,9 +56,12 @@ class DdpEngine(EngineBase):
         if self._clip:
             nn.utils.clip_grads_with_norm_(self._trainable, self._clip, self._norm())
         self._optimizer.step()
-        self.skip()
+        self._clear()
 
     def skip(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
         self._optimizer.zero_grad()
         self._done = 0
 

@@ -54,8 +54,9 @@ class DeepSpeedEngine(EngineBase):
 
     def grad_norm(self) -> float:
         # In fp32 like DeepSpeed's own, so that what it refuses is not finite here.
-        squares = [g.float().square().sum() for part in self._gradients() for g in part]
-        total = torch.stack(squares).sum()
+        gradients = [gradient for part in self._gradients() for gradient in part]
+        norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients]
+        total = torch.stack(norms).square().sum()
         dist.all_reduce(total)
         return float(total.sqrt())
 
