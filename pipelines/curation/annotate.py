@@ -4,7 +4,9 @@ T frames, P people. Coordinates are 0..1 of the frame; absent people are zeros.
 """
 
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +48,7 @@ class Perception:
     """The face, pose and camera models of a run, opened once a process.
 
     Threads may share it: pose networks keep nothing between two calls, the others are called by one
-    thread at a time.
+    thread at a time. How long a thread has waited for its turn is counted (`waited`).
     """
 
     def __init__(self, config: CurationConfig) -> None:
@@ -56,6 +58,7 @@ class Perception:
         self.pose = open_pose_backend(config.pose.backend, threads=1)
         self.camera = open_camera_backend(config.camera.backend)
         self._face_lock, self._camera_lock = threading.Lock(), threading.Lock()
+        self._waits = threading.local()
 
     def names(self) -> dict[str, str]:
         """The name of each model, which every shard of a run must share."""
@@ -99,7 +102,7 @@ class Perception:
         self, frames: Sequence[np.ndarray], fps: float, boxes: np.ndarray | None
     ) -> Scores:
         """How the camera moves, for backends that are networks; people's `boxes` (T, P, 4)."""
-        with self._camera_lock:
+        with self._turn(self._camera_lock):
             return measure_camera(frames, fps, boxes, self.camera)
 
     def annotate(
@@ -127,12 +130,23 @@ class Perception:
             linker.add(number, self._stored_faces(frame))
         return pose, linker.track(num_frames, pose, self.face.name, self.face.channel_order)
 
+    def waited(self) -> float:
+        """Seconds that this thread has waited so far for others to be done with a model."""
+        return getattr(self._waits, "seconds", 0.0)
+
+    @contextmanager
+    def _turn(self, lock: threading.Lock) -> Iterator[None]:
+        began = time.monotonic()
+        with lock:
+            self._waits.seconds = self.waited() + time.monotonic() - began
+            yield
+
     def _detect(self, frame: np.ndarray) -> list[Face]:
-        with self._face_lock:
+        with self._turn(self._face_lock):
             return self.face.detect(frame)
 
     def _embed(self, frame: np.ndarray, face: Face) -> np.ndarray:
-        with self._face_lock:
+        with self._turn(self._face_lock):
             return self.face.embed(frame, face)
 
     def _stored_faces(self, frame: np.ndarray) -> list[tuple[Face, np.ndarray | None]]:

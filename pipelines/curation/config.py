@@ -17,7 +17,8 @@ from pipelines.overrides import to_dict
 class VideoConfig:
     """What a source may cost.
 
-    timeout_seconds: of wall time for all the work on one source.
+    timeout_seconds: of wall time for all the work on one source, with seconds_per_video_second for
+        each second that it lasts. What it waits for others to be done with a model does not count.
     max_memory: bytes of address space for the process that decodes it; 0 for no limit.
     """
 
@@ -25,11 +26,17 @@ class VideoConfig:
     max_pixels: int = 40_000_000
     max_seconds: float = 1800.0
     timeout_seconds: float = 3600.0
+    seconds_per_video_second: float = 6.0
     max_memory: int = 6 << 30
 
     def __post_init__(self) -> None:
         _positive("video", self, "max_bytes", "max_pixels", "max_seconds", "timeout_seconds")
-        _not_negative("video", self, "max_memory")
+        _not_negative("video", self, "max_memory", "seconds_per_video_second")
+
+    @property
+    def most_seconds(self) -> float:
+        """Of wall time for the longest source there may be."""
+        return self.timeout_seconds + self.seconds_per_video_second * self.max_seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,7 +333,7 @@ _MEASURED = {
 }
 _THRESHOLDS = {"shots.on_cut", "output.min_side"}
 # How the work is done; the same shards come of it.
-_MANNER = {"video.timeout_seconds", "video.max_memory"}
+_MANNER = {"video.timeout_seconds", "video.seconds_per_video_second", "video.max_memory"}
 
 
 def is_threshold(name: str) -> bool:

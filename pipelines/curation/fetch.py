@@ -117,11 +117,11 @@ def _local(path: Path, config: DownloadConfig, expected_sha256: str | None) -> F
             _check_digest(sha256, expected_sha256)
     except (OSError, ValueError) as error:
         number = getattr(error, "errno", None)
+        reason = getattr(error, "strerror", None) or str(error)
         if isinstance(error, FetchError) or number in MACHINE_ERRORS:
             raise
         if number in PASSING_ERRORS:
-            raise FetchError(f"cannot be read just now ({error.strerror})", "transient") from None
-        reason = getattr(error, "strerror", None) or str(error)
+            raise FetchError(f"cannot be read just now ({reason})", "transient") from None
         raise FetchError(f"cannot be read ({reason}): check the path on this machine") from None
     return Fetched(path=path, bytes=status.st_size, temporary=False, sha256=sha256)
 

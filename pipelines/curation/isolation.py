@@ -62,7 +62,8 @@ class IsolatedWorker:
 
     Args:
         folder: where the file for frames is made, without a name.
-        timeout_seconds: of wall time for one source, with all that is served for it.
+        timeout_seconds: of wall time for one source, with all that is served for it; `run` may
+            allow more.
         max_memory: bytes that the decoder may have; 0 for no limit.
     """
 
@@ -83,8 +84,12 @@ class IsolatedWorker:
         """The decoder's process number, while there is one."""
         return self._child.process.pid if self._child else None
 
-    def run(self, job: Any, serve: Serve) -> Any:
+    def run(self, job: Any, serve: Serve, allowance: Callable[[], float] = lambda: 0.0) -> Any:
         """Let the decoder work on a job; `serve(kind, data)` answers what it asks meanwhile.
+
+        Args:
+            allowance: seconds that the source may take beyond `timeout_seconds`, as far as is
+                known by now.
 
         Returns:
             what the decoder says when it is done.
@@ -94,11 +99,15 @@ class IsolatedWorker:
             OSError: the machine is in trouble, such as a full disk.
         """
         self._first_child()
-        deadline = time.monotonic() + self.timeout_seconds
+        began = time.monotonic()
+
+        def left() -> float:
+            return began + self.timeout_seconds + allowance() - time.monotonic()
+
         tried: dict[str, int] = {}
         while True:
             try:
-                return self._attempt(job, serve, deadline)
+                return self._attempt(job, serve, left)
             except _DeathError as death:
                 tried[death.kind] = tried.get(death.kind, 0) + 1
                 if tried[death.kind] >= _ATTEMPTS[death.kind]:
@@ -114,10 +123,10 @@ class IsolatedWorker:
         with contextlib.suppress(_DeathError):
             self._ready_child()
 
-    def _attempt(self, job: Any, serve: Serve, deadline: float) -> Any:
+    def _attempt(self, job: Any, serve: Serve, left: Callable[[], float]) -> Any:
         child = self._ready_child()
         try:
-            result = self._converse(child, job, serve, deadline)
+            result = self._converse(child, job, serve, left)
         except BaseException:
             self.close_child()
             raise
@@ -130,36 +139,39 @@ class IsolatedWorker:
         return data
 
     def _converse(
-        self, child: "_Child", job: Any, serve: Serve, deadline: float
+        self, child: "_Child", job: Any, serve: Serve, left: Callable[[], float]
     ) -> tuple[str, Any]:
         os.ftruncate(self._file.fileno(), 0)
         try:
             child.link.send("job", job)
             while True:
-                left = deadline - time.monotonic()
-                if left <= 0:
+                if (seconds := left()) <= 0:
                     raise self._too_long()
-                message = child.link.receive(min(left, _POLL_SECONDS))
+                message = child.link.receive(min(seconds, _POLL_SECONDS))
                 if self.max_memory and child.memory() > self.max_memory:
                     raise _needs_memory(self.max_memory)
                 if message is None:
                     continue
                 if message[0] in ("done", "failed"):
                     return message
-                self._answer(child, serve(*message), deadline)
+                self._answer(child, serve(*message), left)
         except (EOFError, ConnectionError):
             raise child.death() from None
         except WireError as error:
             raise SourceError(f"its decoder sent {error}", "crash") from None
 
-    def _answer(self, child: "_Child", reply: Any, deadline: float) -> None:
+    def _answer(self, child: "_Child", reply: Any, left: Callable[[], float]) -> None:
         try:
-            child.link.send("reply", reply, max(deadline - time.monotonic(), _POLL_SECONDS))
+            child.link.send("reply", reply, max(left(), _POLL_SECONDS))
         except TimeoutError:
             raise self._too_long() from None
 
     def _too_long(self) -> SourceError:
-        return SourceError(f"took longer than {self.timeout_seconds:g} s", "timeout")
+        return SourceError(
+            f"took longer than {self.timeout_seconds:g} s and what its length allows: leave it out "
+            "or raise video.seconds_per_video_second",
+            "timeout",
+        )
 
     def _ready_child(self) -> "_Child":
         if self._child is not None and self._child.process.poll() is not None:

@@ -264,7 +264,7 @@ def _run(
     """Process the shards on Ray."""
     journal, run = ledger.RunJournal.create(folder)
     slowest = (
-        plan.config.video.timeout_seconds + plan.config.download.timeout_seconds
+        plan.config.video.most_seconds + plan.config.download.timeout_seconds
     ) * plan.sources_per_shard
     arguments = (str(folder.resolve()), os.getcwd(), run, again, pool.threads, versions())
     try:

@@ -57,7 +57,7 @@ class SourceService:
         self.info: dict[str, Any] = {}
         self._seen: dict[int, Seen] = {}
         self._shown: dict[int, _Shown] = {}
-        self._clips = 0
+        self._waited = perception.waited()
 
     def __call__(self, kind: str, data: Any) -> Any:
         """The answer to a question. Raises WireError for one that nobody asks."""
@@ -70,6 +70,18 @@ class SourceService:
         if kind not in answers or not isinstance(data, dict):
             raise WireError(f"a question of the kind {kind[:40]!r}")
         return answers[kind](data)
+
+    def allowance(self) -> float:
+        """Seconds that the source may take beyond `video.timeout_seconds`.
+
+        For its length, which is not believed beyond what is allowed, and for what it waited.
+        """
+        video, length = self.perception.config.video, self.info.get("seconds")
+        seconds = 0.0
+        if isinstance(length, int | float) and length > 0:
+            seconds = min(float(length), video.max_seconds)
+        waited = self.perception.waited() - self._waited
+        return video.seconds_per_video_second * seconds + waited
 
     def parse(self, data: Any) -> Report:
         """The decoder's report. Raises WireError unless all of it is what it should be."""

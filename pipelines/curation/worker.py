@@ -29,7 +29,7 @@ from pipelines.video import VideoError
 DOWNLOADS_FOLDER = ".downloads"
 _PACKAGES = ("av", "numpy", "opencv-python", "onnxruntime", "scenedetect")
 _ERROR_LENGTH = 300
-# For models that hang: the decoder's own end has come long before.
+# For models that hang on one question: the decoder's own time for a source is up before.
 _GRACE_SECONDS = 300.0
 
 Members = dict[str, Content]
@@ -284,12 +284,15 @@ class _Attempt:
             config=work.config,
             camera=work.perception.camera.name,
         )
-        # The second line, for models that never return: the process ends and is begun anew.
-        limit = work.config.video.timeout_seconds + _GRACE_SECONDS
+
+        def serve(kind: str, data: Any) -> Any:
+            # For models that never return: the process ends and is begun anew.
+            with time_limit(work.config.video.timeout_seconds + _GRACE_SECONDS):
+                return service(kind, data)
+
         try:
-            with time_limit(limit):
-                report = service.parse(work.isolated.run(to_dict(job), service))
-                thumbnail = service.thumbnail(report)
+            report = service.parse(work.isolated.run(to_dict(job), serve, service.allowance))
+            thumbnail = service.thumbnail(report)
         finally:
             self.record = replace(self.record, info=service.info)
         (staging / THUMBS_FOLDER / f"{self.row.id}.jpg").write_bytes(thumbnail)

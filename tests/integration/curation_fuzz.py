@@ -37,6 +37,7 @@ SETTINGS = (
     "samples.fps=2",
     "samples.side=192",
     f"video.timeout_seconds={TIMEOUT_SECONDS}",
+    "video.seconds_per_video_second=0",
     "video.max_pixels=10000000",
     "video.max_seconds=120",
     "video.max_memory=3000000000",

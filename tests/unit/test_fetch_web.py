@@ -338,10 +338,10 @@ def test_a_full_disk_stops_the_run_and_is_no_fault_of_the_source(server, tmp_pat
     )
     small = tmp_path / "small"
     small.mkdir()
+    fetching = [sys.executable, "-c", code, url, server.host, str(small)]
     script = 'mount -t tmpfs -o size=256k tmpfs "$0" && exec "$@"'
     done = subprocess.run(
-        [*apart, "sh", "-c", script, str(small), sys.executable, "-c", code]
-        + [url, server.host, str(small)],
+        [*apart, "sh", "-c", script, str(small), *fetching],
         capture_output=True,
         text=True,
         check=False,

@@ -28,7 +28,7 @@ from pipelines.shards import sha256_file
 from pipelines.video import encode
 
 SETTINGS = ["faces.backend=cascade", "pose.backend=file", "camera.backend=flow"]
-SETTINGS += ["output.preset=ultrafast", "samples.side=256"]
+SETTINGS += ["output.preset=ultrafast", "samples.side=256", "video.seconds_per_video_second=3"]
 CONFIG = apply_overrides(CurationConfig(), SETTINGS)
 FRAMES = FPS = 4
 
@@ -66,6 +66,7 @@ class Setting:
     def __init__(self, perception: Perception, folder: Path, video: Path) -> None:
         self.perception, self.folder, self.video = perception, folder, video
         self.worker = IsolatedWorker(folder, timeout_seconds=60, max_memory=4 << 30)
+        self.length_counts = False
 
     def run(self, happens: Callable[[int], Any] = lambda pid: None) -> Report:
         sha256 = sha256_file(self.video)
@@ -86,7 +87,8 @@ class Setting:
             staging=str(self.folder),
             config=CONFIG,
         )
-        return service.parse(self.worker.run(to_dict(job), serve))
+        allowance = service.allowance if self.length_counts else (lambda: 0.0)
+        return service.parse(self.worker.run(to_dict(job), serve, allowance))
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +190,44 @@ def test_hang_ends_at_the_time_limit(setting):
         setting.run(lambda pid: os.kill(pid, signal.SIGSTOP))
     assert caught.value.kind == "timeout"
     assert time.monotonic() - began < 10
+
+
+def test_a_long_video_may_take_longer_than_a_short_one(setting):
+    setting.worker.timeout_seconds = 2.0
+    setting.length_counts = True
+    try:
+        # Of one second, so that it may take five.
+        assert setting.run(lambda pid: time.sleep(2.2)).clips
+    finally:
+        setting.length_counts = False
+
+
+def test_what_a_decoder_says_of_its_length_is_not_believed_beyond_the_limit(setting):
+    service = SourceService(
+        setting.perception, setting.video, "abcd" * 16, setting.folder, setting.worker.frames
+    )
+    assert service.allowance() == 0
+    for said in ("long", -1.0, None, [9]):
+        service("known", {"seconds": said})
+        assert service.allowance() == 0
+    service("known", {"seconds": 1e12})
+    assert service.allowance() == 3 * 1800
+
+
+def test_waiting_for_others_who_use_a_model_is_not_the_sources_time(setting):
+    setting.worker.timeout_seconds = 2.0
+    setting.length_counts = True
+    lock = setting.perception._face_lock
+
+    def hold(pid: int) -> None:
+        # As another thread does that shares the models, for longer than the source may take.
+        lock.acquire()
+        threading.Timer(5.5, lock.release).start()
+
+    try:
+        assert setting.run(hold).clips
+    finally:
+        setting.length_counts = False
 
 
 def test_answer_that_is_not_listened_to_ends_at_the_time_limit(setting):
