@@ -15,6 +15,7 @@ from training.metrics import Console, MetricsTail, Progress
 from training.output import TrainSummary, finished_summary, only_run_in, prepare_folder
 from training.release import export_model
 from training.stop_request import StopRequest, stop_on_signals
+from training.validate import watching_checkpoints
 
 
 def train(
@@ -48,32 +49,39 @@ def train(
             progress = stack.enter_context(Console(config.num_steps, config.run.log_every))
         samples_seen = prepare_folder(config, task, out, world, progress)
         if samples_seen < config.optim.samples:
-            _run_workers(config, out, progress, local=local)
+            _run_workers(config, task.fingerprint, out, progress, local=local)
+        else:  # a validation may be left, where a kill came after the last step
+            run = tracking.tracked_run(out) if config.run.track else None
+            with watching_checkpoints(config, out, run, progress, local=True, workers=0):
+                pass
         return export_model(config, task, out, progress)
 
 
-def _run_workers(config: TrainConfig, out: Path, progress: Progress, *, local: bool) -> None:
+def _run_workers(
+    config: TrainConfig, fingerprint: str, out: Path, progress: Progress, *, local: bool
+) -> None:
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(1))
         opened = None
         if config.run.track:  # opened while Ray starts, since both take seconds
             identity = config_hash(binding_settings(config))
-            opened = pool.submit(
-                tracking.open_run, out, config.task.name, describe(config), identity
-            )
+            about = (out, config.task.name, describe(config), identity)
+            more = {"fingerprint": fingerprint, "say": progress.note}
+            opened = pool.submit(tracking.open_run, *about, **more)
         session = None if local else stack.enter_context(ray_workers.ray_session())
         run = opened.result() if opened else None
         request = stack.enter_context(stop_on_signals(out))  # after Ray, which takes SIGTERM
         stack.enter_context(_following(out, progress, request))
-        finished = False
+        finished, workers = False, config.run.num_workers
         try:
-            if session is None:
-                _train_here(config, out, run)
-            else:
-                ray_workers.train_on_ray(config, out, run, session)
+            with watching_checkpoints(config, out, run, progress, local=local, workers=workers):
+                if session is None:
+                    _train_here(config, out, run)
+                else:
+                    ray_workers.train_on_ray(config, out, run, session)
             finished = True
         finally:
-            tracking.close_run(run, finished=finished)
+            tracking.close_run(run, finished=finished, say=progress.note)
 
 
 def _train_here(config: TrainConfig, out: Path, run: tracking.TrackedRun | None) -> None:

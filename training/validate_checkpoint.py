@@ -106,7 +106,9 @@ def _main() -> None:
     arguments = pickle.loads(payload["arguments"])
 
     def end_with_parent() -> None:
-        sys.stdin.buffer.read()  # its end of the pipe closes when it is no more
+        # Its end of the pipe closes when it is no more. Not by `sys.stdin`, whose lock a thread
+        # that waits would still hold when this process ends.
+        os.read(sys.stdin.fileno(), 1)
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()

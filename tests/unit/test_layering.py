@@ -20,6 +20,7 @@ FENCES = {
         "inference/serve.py",
         "training/ray_workers.py",
         "training/reporter.py",
+        "training/validate_attempts.py",
         "infra",
     ),
     "deepspeed": ("training/engine_deepspeed.py", "training/ema.py"),
