@@ -6,6 +6,7 @@ outlives Ray, the driver and the machine.
 
 import os
 import queue
+import shutil
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +28,7 @@ from pipelines.curation.progress import Progress, report_progress
 from pipelines.curation.repack import roll_shard_forward
 from pipelines.curation.revise import resume_revision
 from pipelines.curation.sources import read_sources
-from pipelines.curation.worker import ShardWork, versions
+from pipelines.curation.worker import DOWNLOADS_FOLDER, ShardWork, versions
 from pipelines.damaged import damaged_notes
 from pipelines.ray_session import PATIENCE_SECONDS, Pool, RunError, run_pool, session
 from pipelines.schema import ShardError
@@ -129,6 +130,8 @@ def curate(
             raise RunError(f"{todo[0]} is not settled after {_MOST_ROUNDS} rounds: run again.")
         # Of what the end moved, too.
         _check_all_committed(folder, plan)
+        # Of shards that were committed, by workers that died before they could tidy up.
+        shutil.rmtree(folder / DOWNLOADS_FOLDER, ignore_errors=True)
         tell(Progress(stage="report", done=plan.num_sources, total=plan.num_sources))
         totals = report.write_report(folder)["summary"]
     return RunSummary(

@@ -89,6 +89,8 @@ class ShardWork:
         if previous is None:
             there = shards.committed(self.folder, shard.name)
             if there is not None and there.config_hash == self.plan.config_hash:
+                # A worker that died right after its commit has left them.
+                self._discard_downloads(shard)
                 return there
         clock = Clock()
         with self.journal.attempt(shard) as staging:
@@ -109,12 +111,15 @@ class ShardWork:
                 outcomes.append(outcome)
             with clock.stage("pack"):
                 record = self._commit(shard, outcomes, staging, previous)
-        for row in rows:
-            fetch.discard(self.folder / DOWNLOADS_FOLDER, row.id)
+        self._discard_downloads(shard)
         self.journal.end(
             Event(source=shard.name, verdict="packed", reasons=(), clips=0, seconds=clock.seconds)
         )
         return record
+
+    def _discard_downloads(self, shard: PlannedShard) -> None:
+        for source in self.plan.shard_ids(shard.index):
+            fetch.discard(self.folder / DOWNLOADS_FOLDER, source)
 
     def _commit(
         self,

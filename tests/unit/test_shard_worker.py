@@ -19,9 +19,10 @@ from pipelines.curation.finish import finish_run
 from pipelines.curation.pipeline import ShardWorker
 from pipelines.curation.plan import Plan, make_plan, save_plan
 from pipelines.curation.sources import read_sources
-from pipelines.curation.worker import versions
+from pipelines.curation.worker import DOWNLOADS_FOLDER, versions
 from pipelines.overrides import apply_overrides
 from pipelines.video import encode
+from tests.unit.fetch_server import Answer, WebServer
 
 NAME = "shard-000000"
 SETTINGS = ["faces.backend=cascade", "pose.backend=file", "camera.backend=flow"]
@@ -115,3 +116,20 @@ def test_a_repack_that_a_whole_commit_made_stale_never_returns(tmp_path, videos)
     finish_run(folder, plan)
     assert (folder / f"{NAME}.json").read_bytes() == made
     assert shards.verify(folder).problems == ()
+
+
+def test_downloads_of_a_worker_that_died_after_its_commit_are_removed(tmp_path, videos):
+    server = WebServer()
+    try:
+        url = server.serve("/a.mp4", Answer((videos / "a.mp4").read_bytes(), type="video/mp4"))
+        folder = tmp_path / "out"
+        planned(folder, [url], f'download.allow_hosts=["{server.host}"]')
+        dies_after_moving(f"out/{NAME}.json", lambda: work(folder))
+        downloads = folder / DOWNLOADS_FOLDER
+        assert {path.suffix for path in downloads.iterdir()} == {".bin", ".json"}
+        assert work(folder) is None
+        assert list(downloads.iterdir()) == []
+        (record,) = shards.read_records(folder)
+        assert [source.provenance["uri"] for source in record.sources] == [url]
+    finally:
+        server.close()
