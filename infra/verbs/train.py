@@ -1,4 +1,4 @@
-"""train: the alignment block and the animator, each from a recipe."""
+"""train: the alignment block and the animator, each from a recipe; runs watched and exported."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +16,7 @@ Motion = Annotated[
     Path | None, typer.Option(help="Folder of motion capture to train on: NAME.npz with joints.")
 ]
 Out = Annotated[Path, typer.Option(help="Folder of the run; an interrupted run continues there.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the run.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -23,6 +24,8 @@ def register(app: typer.Typer) -> None:
     train = typer.Typer(no_args_is_help=True, help="Train a model; an interrupted run continues.")
     train.command("alignment")(train_alignment)
     train.command("animator")(train_animator)
+    train.command("status")(train_status)
+    train.command("export")(train_export)
     app.add_typer(train, name="train")
 
 
@@ -54,6 +57,72 @@ def train_animator(
     Example: animator train animator --shards shards --out runs/animator --set run.num_workers=2
     """
     _train("animator", recipe, _data(shards=shards), out, settings, as_json=as_json)
+
+
+def train_status(
+    folder: RunFolder,
+    page: Annotated[
+        Path | None, typer.Option(help="Also write an HTML page with curves and pictures.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a run does, what it has reached and whether it is well.
+
+    Example: animator train status runs/animator --page status.html
+    """
+    from pipelines.shards import write_atomic
+    from training.status import read_status
+    from training.status_text import status_lines
+
+    status = read_status(folder.resolve())
+    if page is not None:
+        from training.status_page import render_page
+
+        if page.suffix.lower() != ".html":
+            raise ValueError(f"got {page} for the page, expected a name that ends in .html.")
+        write_atomic(page.absolute(), render_page(folder.resolve(), status).encode())
+        status = {**status, "page": str(page)}
+    emit(
+        status,
+        as_json=as_json,
+        show=lambda r: [*status_lines(r), *([f"Page: {page}"] if page else [])],
+    )
+
+
+def train_export(
+    folder: RunFolder,
+    out: Annotated[Path, typer.Option(help="Folder to write the model to; new or empty.")],
+    at: Annotated[
+        str | None,
+        typer.Option(help="Samples of the checkpoint, or best; the newest checkpoint otherwise."),
+    ] = None,
+    half: Annotated[
+        bool, typer.Option("--half", help="Half precision (fp16), but for the alignment block.")
+    ] = False,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the model of a checkpoint as a folder that --model takes, also while it trains.
+
+    Example: animator train export runs/animator --at best --out models/mine --half
+    """
+    from infra.console import note
+    from training.recipes import TASKS
+    from training.release import export_checkpoint
+
+    if at is not None and at != "best" and not at.isdigit():
+        raise ValueError(f"got --at {at}, expected a number of samples, or best.")
+    place = "best" if at == "best" else None if at is None else int(at)
+    result = export_checkpoint(
+        folder, out, TASKS, at=place, half=half, settings=settings or [], note=note
+    )
+    emit(
+        result,
+        as_json=as_json,
+        show=lambda r: [
+            f"The model after {r['samples_seen']} samples, {r['bytes'] / 1e6:.1f} MB: {r['model']}"
+        ],
+    )
 
 
 def _data(**folders: Path | None) -> list[str]:
