@@ -12,6 +12,7 @@ from infra.console import FAILED, emit, note, table
 from infra.verbs.options import AsJson, Face, OutFolder, Pose, Settings
 
 Folder = Annotated[Path, typer.Argument(help="Folder of shards.")]
+_MAX_ERRORS = 12
 _LINE_SECONDS = 15.0
 
 
@@ -252,8 +253,13 @@ def totals(counts: dict[str, Any]) -> list[str]:
         f"{counts['seconds_kept']:.1f} s, {counts['bytes'] / 1e6:.1f} MB "
         f"in {counts['shards']} shards",
     ]
-    why = {**counts["reasons"], **counts["errors"]}
-    return lines + [f"{count:7} {reason}" for reason, count in why.items()]
+    lines += [f"{count:7} {reason}" for reason, count in counts["reasons"].items()]
+    errors = sorted(counts["errors"].items(), key=lambda item: (-item[1], item[0]))
+    lines += [f"{count:7} {error}" for error, count in errors[:_MAX_ERRORS]]
+    rest = errors[_MAX_ERRORS:]
+    if rest:
+        lines.append(f"{sum(count for _, count in rest):7} and {len(rest)} more kinds of errors")
+    return lines
 
 
 def _import_lines(summary: dict[str, Any]) -> list[str]:

@@ -5,6 +5,7 @@ seed: the same records give the same report.
 """
 
 import random
+import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -15,6 +16,11 @@ from pipelines.schema import ClipRecord, ShardRecord, SourceRecord
 
 MAX_VALUES = 50_000
 MAX_CARDS = 48
+# Of texts that strangers may have written; what is above is counted as OTHER.
+MAX_KINDS = 1_000
+OTHER = "other"
+_ADDRESS = re.compile(r"\S+://\S+")
+_NUMBER = re.compile(r"\b[0-9a-f]{16,}\b|\d{5,}")
 
 # The stages a source passes, in the order people think of them, and what stops it at each.
 FUNNEL = (
@@ -90,8 +96,8 @@ class Tally:
         self.verdicts[source.verdict] += 1
         self.reasons.update(source.reasons)
         if source.error:
-            self.errors[source.error] += 1
-        self.licences[str(source.provenance.get("licence") or "unknown")] += 1
+            _count(self.errors, error_kind(source.error, source.uris))
+        _count(self.licences, str(source.provenance.get("licence") or "unknown"))
         self.stopped_at[_last_stage(source)] += 1
         for clip in source.clips:
             self._add_clip(clip)
@@ -158,6 +164,21 @@ def tally(config: CurationConfig, records: Iterable[ShardRecord], *, examples: b
     for record in records:
         counted.add(record)
     return counted
+
+
+def error_kind(error: str, uris: Iterable[str]) -> str:
+    """An error without the source that it is of, and without what else differs from one to another.
+
+    A million failures of one kind are one line of the report.
+    """
+    for uri in uris:
+        error = error.removeprefix(f"{uri} ")
+    error = _ADDRESS.sub("…", error).removeprefix("… ")
+    return _NUMBER.sub("…", error)
+
+
+def _count(counter: Counter[str], kind: str) -> None:
+    counter[kind if kind in counter or len(counter) < MAX_KINDS else OTHER] += 1
 
 
 def _last_stage(source: SourceRecord) -> int:

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from infra.verbs.shards import totals
 from pipelines.curation.charts import draw_charts
 from pipelines.curation.config import CurationConfig
-from pipelines.curation.tally import MAX_CARDS, EvenSample, tally
+from pipelines.curation.tally import MAX_CARDS, MAX_KINDS, EvenSample, tally
 from pipelines.curation.timings import append_timings, iter_timings, read_timings
 from pipelines.schema import ClipRecord, ShardRecord, SourceRecord
 
@@ -158,3 +159,42 @@ def test_every_rule_has_a_chart_where_it_was_measured(direction: str) -> None:
     wanted = {rule.title for rule in RULES if rule.direction == direction}
     first = {rule.score: rule.title for rule in reversed(RULES)}
     assert {first[rule.score] for rule in RULES if rule.title in wanted} <= titles
+
+
+def test_a_million_addresses_that_fail_alike_are_one_line() -> None:
+    failed = [
+        source(
+            f"s{number}",
+            verdict="failed",
+            reasons=("unreadable",),
+            error=f"https://example.org/{number}.mp4 is not there (HTTP 404): check the address.",
+        )
+        for number in range(50)
+    ]
+    failed.append(
+        source("x", verdict="failed", reasons=("unreadable",), error="x.mp4 cannot be read.")
+    )
+    found = tally(CONFIG, [record(0, *failed)], examples=False).summary()
+    assert found["errors"] == {
+        "is not there (HTTP 404): check the address.": 50,
+        "cannot be read.": 1,
+    }
+
+
+def test_errors_of_endless_kinds_flood_neither_report_nor_terminal() -> None:
+    failed = [
+        source(
+            f"s{number}",
+            verdict="failed",
+            reasons=("unreadable",),
+            error=f"says {number % 3000}",
+            provenance={"licence": f"licence {number}"},
+        )
+        for number in range(5000)
+    ]
+    found = tally(CONFIG, [record(0, *failed)], examples=False).summary()
+    assert sum(found["errors"].values()) == sum(found["licences"].values()) == 5000
+    assert (len(found["errors"]), len(found["licences"])) == (MAX_KINDS + 1, MAX_KINDS + 1)
+    lines = totals(found)
+    assert len(lines) < 20
+    assert lines[-1].endswith(f"and {MAX_KINDS - 11} more kinds of errors")
