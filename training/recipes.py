@@ -254,3 +254,8 @@ def get_recipe(name: str) -> TrainConfig:
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ValueError(f"There is no recipe {name!r}; there are {', '.join(RECIPES)}.{hint}")
     return RECIPES[name]()
+
+
+def gpu_recipes() -> list[str]:
+    """The names of those that are made for GPUs."""
+    return [name for name, recipe in RECIPES.items() if recipe().run.use_gpu]

@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
     train = typer.Typer(no_args_is_help=True, help="Train a model; an interrupted run continues.")
     train.command("alignment")(train_alignment)
     train.command("animator")(train_animator)
+    train.command("estimate")(train_estimate)
     train.command("status")(train_status)
     train.command("export")(train_export)
     app.add_typer(train, name="train")
@@ -57,6 +58,43 @@ def train_animator(
     Example: animator train animator --shards shards --out runs/animator --set run.num_workers=2
     """
     _train("animator", recipe, _data(shards=shards), out, settings, as_json=as_json)
+
+
+def train_estimate(
+    recipes: Annotated[
+        list[str] | None,
+        typer.Option("--recipe", help="Name of a recipe; several, or none for all, as a table."),
+    ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="Card, such as a100-80gb, h100, h200, l40s, a10g-24gb or rtx4090."),
+    ] = None,
+    mfu: Annotated[
+        float, typer.Option(help="Share of the card's peak that the model gets; an assumption.")
+    ] = 0.35,
+    clips: Annotated[int | None, typer.Option(help="Clips of the shards, for an epoch.")] = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a run costs before it is started: memory, time, disk. Computed, not measured.
+
+    Example: animator train estimate --recipe animator_512_8gpu --gpu h100 --clips 5000
+    """
+    from infra.estimate_lines import estimate_lines, estimate_table
+    from pipelines.overrides import apply_overrides
+    from training.estimate import default_gpu, estimate
+    from training.recipes import get_recipe, gpu_recipes
+
+    found = {}
+    for name in recipes or gpu_recipes():
+        config = apply_overrides(get_recipe(name), settings or [])
+        card = gpu or default_gpu(name)
+        found[name] = estimate(config, gpu=card, mfu=mfu, clips=clips)
+    one = next(iter(found.values())) if len(found) == 1 else None
+    if one is None:
+        emit(found, as_json=as_json, show=estimate_table)
+    else:
+        emit(one, as_json=as_json, show=estimate_lines)
 
 
 def train_status(

@@ -95,7 +95,7 @@ def test_the_command_of_the_card_gives_the_same_settings(run):
     assert apply_overrides(get_recipe(dict(given)["--recipe"]), settings) == config
 
 
-@pytest.mark.parametrize("recipe", ["alignment_motion", "animator_svd_xt", "animator_demo"])
+@pytest.mark.parametrize("recipe", ["alignment_motion", "animator_576x1024_8gpu", "animator_demo"])
 def test_the_command_names_the_nearest_recipe_and_what_differs(recipe):
     assert training_command(get_recipe(recipe)) == [
         f"animator train {recipe.split('_')[0]}",
@@ -112,7 +112,7 @@ def test_the_command_names_the_nearest_recipe_and_what_differs(recipe):
 
 
 def test_folders_that_training_starts_from_are_not_named():
-    config = get_recipe("animator_svd_xt")
+    config = get_recipe("animator_576x1024_8gpu")
     config = apply_overrides(config, ["task.start=my/start", "task.alignment=my/alignment"])
     words = training_command(config) or []
     assert "--set task.start=DIR" in words
