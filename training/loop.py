@@ -83,6 +83,7 @@ def train_loop(
         clock = _clock(task, config, engine, samples_seen)
 
         while samples_seen < config.optim.samples:
+            clock.begin()
             rate = config.optim.learning_rate(samples_seen)
             numbers: dict[str, list[Tensor]] = {}
             for first_sample, batch in loader.step():

@@ -10,10 +10,11 @@ _WINDOW = 100  # steps that the running mean looks back on
 
 
 class StepClock:
-    """Cheap timers of one worker: `lap` ends a part of a step, `end` the step.
+    """Cheap timers of one worker: `begin`, a `lap` at the end of each part of a step, `end`.
 
     A step lasts from the end of the one before, so that the seconds of all steps add up to those
-    of the run; what is in no part (averaging, checkpoints, logging) is its `other`.
+    of the run; what is in no part (averaging, logging, the checkpoint after the step before) is
+    its `other`.
 
     Args:
         steps: from here to the run's end.
@@ -37,8 +38,12 @@ class StepClock:
         self._started = self._lap = time.perf_counter()
         self._parts: dict[str, float] = {}
 
+    def begin(self) -> None:
+        """The first part of a step begins."""
+        self._lap = time.perf_counter()
+
     def lap(self, part: str) -> None:
-        """The time since the last call, or since the step's beginning, went into `part`.
+        """The time since the last lap, or since `begin`, went into `part`.
 
         Waits for the device, where work is only queued; the loop calls it where it waits anyway.
         """
@@ -56,7 +61,7 @@ class StepClock:
         """
         now = time.perf_counter()
         seconds, parts = now - self._started, self._parts
-        self._started = self._lap = now
+        self._started = now
         self._parts = {}
         self._left -= 1
         self._count(seconds)
