@@ -15,9 +15,9 @@ import toy_task
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
-from training.checkpoint import checkpoint_name
+from training.checkpoint import checkpoint_name, newest_checkpoint
 from training.launch import train
-from training.metrics import Quiet, read_metrics
+from training.metrics import TIMINGS, Quiet, read_metrics
 
 
 def start_driver(out: Path, *options: str) -> subprocess.Popen:
@@ -31,9 +31,8 @@ def start_driver(out: Path, *options: str) -> subprocess.Popen:
 
 def numbers(out: Path) -> list[dict]:
     """What the steps computed, without how long they took."""
-    timings = {"dt", "data_wait", "samples_per_second", "memory_gb"}
     records = read_metrics(out / "metrics.jsonl")
-    return [{k: v for k, v in record.items() if k not in timings} for record in records]
+    return [{k: v for k, v in record.items() if k not in TIMINGS} for record in records]
 
 
 def wait_for_samples(out: Path, samples: int, driver: subprocess.Popen) -> None:
@@ -78,8 +77,16 @@ def test_run_continues_on_another_number_of_workers(whole_run, tmp_path):
         assert alone["loss"] == pytest.approx(two["loss"], abs=1e-6)
 
 
-def test_killed_driver_and_killed_worker_change_nothing(whole_run, tmp_path):
+def test_stopped_driver_killed_driver_and_killed_worker_change_nothing(whole_run, tmp_path):
     out = tmp_path / "out"
+    driver = start_driver(out, "--delay", "0.3")
+    wait_for_samples(out, 8, driver)
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(100) == 1
+    stopped = newest_checkpoint(out / "checkpoints").samples_seen
+    assert stopped == numbers(out)[-1]["samples_seen"] < 96
+
+    # The same command again; this time all is killed.
     driver = start_driver(out, "--delay", "0.5")
     wait_for_samples(out, 72, driver)
     os.killpg(driver.pid, signal.SIGSTOP)  # so that it starts nothing while Ray's are listed
@@ -91,7 +98,7 @@ def test_killed_driver_and_killed_worker_change_nothing(whole_run, tmp_path):
     psutil.wait_procs(processes, timeout=30)
     assert len(read_metrics(out / "metrics.jsonl")) < 12
 
-    # The same command again; this time a worker is killed, after the last checkpoint at 64.
+    # And again; this time a worker is killed, after the last checkpoint at 64.
     driver = start_driver(out, "--accident-at", "85")
     assert driver.wait(400) == 0
     assert (out / "accident").exists()
@@ -100,6 +107,7 @@ def test_killed_driver_and_killed_worker_change_nothing(whole_run, tmp_path):
         load_file(folder / "model" / "model.safetensors") for folder in (out, whole_run)
     )
     assert all(released[name].equal(value) for name, value in expected.items())
+    assert not list((out / "checkpoints").glob(".*"))
 
 
 def test_failure_of_a_worker_is_one_sentence(tmp_path):
