@@ -32,6 +32,8 @@ _ERROR_LENGTH = 300
 # A death that need not be the video's fault: something killed the process from outside, or the one
 # before had damaged its memory. Each kind is tried again this often.
 _ATTEMPTS = {"killed": 3, "crash": 2}
+# What a Python and its libraries need to start: of the rest, much is secret.
+_ENVIRONMENT = ("LD_LIBRARY_PATH", "PYTHONHOME", "OMP_NUM_THREADS", "TMPDIR", "TZ")
 NAME = "curation_decoder"  # by which its processes are known in lists of processes
 
 Serve = Callable[[str, Any], Any]
@@ -212,7 +214,7 @@ class _Child:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), frames),
-                env=os.environ | {"MALLOC_ARENA_MAX": "2"},
+                env=_environment(),
             )
         self.link = Link(ours)
         try:
@@ -265,6 +267,11 @@ class _Child:
         self.link.close()
         self.process.kill()
         self.process.wait()
+
+
+def _environment() -> dict[str, str]:
+    kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    return kept | {"LANG": "C.UTF-8", "PYTHONUTF8": "1", "MALLOC_ARENA_MAX": "2"}
 
 
 def _needs_memory(max_memory: int) -> SourceError:

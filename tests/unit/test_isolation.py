@@ -134,6 +134,15 @@ def test_decoder_holds_neither_models_nor_ray(setting):
         assert heavy not in loaded[0]
 
 
+def test_decoder_knows_no_secret_of_its_parent(setting, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "do not tell")
+    setting.worker.close_child()
+    known = []
+    setting.run(lambda pid: known.append(Path(f"/proc/{pid}/environ").read_bytes()))
+    assert b"MALLOC_ARENA_MAX=2" in known[0]
+    assert b"do not tell" not in known[0]
+
+
 def test_crash_is_recorded_and_the_next_source_gets_a_new_process(setting):
     with pytest.raises(SourceError, match=r"crashed its decoder \(signal SEGV\)") as caught:
         setting.run(lambda pid: os.kill(pid, signal.SIGSEGV))
