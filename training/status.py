@@ -141,17 +141,19 @@ _APART = frozenset(
 
 
 def _now(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Means over the last steps."""
+    """Means over the last steps; of the gradient norm the median."""
     if not records:
         return None
-    late = records[-_LATE:]
+    width = max(1, min(_LATE, len(records) // 2))  # so that first and last do not overlap
+    late = records[-width:]
     seconds = sum(record["dt"] for record in late)
     samples = sum(record["samples_per_second"] * record["dt"] for record in late)
     numbers = {key: _mean(late, key) for key in late[-1] if key not in _APART}
+    numbers |= {key: value for key, value in [("grad_norm", _middle(late, "grad_norm"))] if value}
     return {
         "steps": len(late),
         "numbers": {"loss": numbers.pop("loss", None), **numbers},
-        "first_loss": _mean(records[:_LATE], "loss"),
+        "first_loss": _mean(records[:width], "loss"),
         "lr": late[-1].get("lr"),
         "seconds": seconds / len(late),
         "samples_per_second": samples / max(seconds, 1e-9),
@@ -168,6 +170,12 @@ def _now(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 def _mean(records: Sequence[Mapping[str, Any]], key: str) -> float | None:
     values = [record[key] for record in records if isinstance(record.get(key), int | float)]
     return sum(values) / len(values) if values else None
+
+
+def _middle(records: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    """The median, which a single spike does not move."""
+    values = sorted(r[key] for r in records if isinstance(r.get(key), int | float))
+    return values[len(values) // 2] if values else None
 
 
 def _left_out(out: Path, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

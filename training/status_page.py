@@ -20,7 +20,7 @@ _CURVES: tuple[tuple[str, tuple[tuple[str, str], ...], bool], ...] = (
     ("loss", (("loss", ""),), False),
     (
         "loss by noise level",
-        tuple((f"loss_sigma_q{i}", f"quarter {i + 1}") for i in range(4)),
+        tuple((f"loss_sigma_q{i}", f"q{i}") for i in range(4)),
         True,
     ),
     ("loss of the face", (("loss_face", ""),), False),

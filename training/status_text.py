@@ -78,7 +78,7 @@ def _number_lines(now: Mapping[str, Any]) -> list[str]:
     others = {
         key: value
         for key, value in now["numbers"].items()
-        if key not in ("loss", "grad_norm") and not key.startswith("loss_sigma_q")
+        if key != "loss" and value is not None and not key.startswith("loss_sigma_q")
     }
     lines = [
         f"Mean of {now['steps']} steps: loss {_short(now['numbers'].get('loss'))} (first "

@@ -55,7 +55,7 @@ def test_finished_run_says_what_it_reached(run):
     assert status["position"]["samples_seen"] == 96
     assert status["position"]["share"] == 1.0
     records = read_metrics(run / "metrics.jsonl")
-    mean = sum(record["loss"] for record in records) / len(records)
+    mean = sum(record["loss"] for record in records[6:]) / 6
     assert status["now"]["numbers"]["loss"] == pytest.approx(mean)
     assert sum(status["now"]["parts"].values()) == pytest.approx(1.0, abs=0.02)
     assert [(c["samples_seen"], c["fault"]) for c in status["checkpoints"]] == [
