@@ -23,6 +23,19 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 DISTRIBUTION = "stableanimator-pp"
 # Models are one thread each and workers fill the cores; a log should not wait in a buffer.
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+# Training's own, as infra/env has them with their reasons.
+_TRAINING = {
+    "NCCL_DEBUG": "WARN",
+    "NCCL_IB_TIMEOUT": "22",
+    "NCCL_SOCKET_IFNAME": "^lo,docker,virbr",
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    "RAY_worker_niceness": "0",
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+    "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
+}
+GRACE_SECONDS = 600  # for a checkpoint, where a job is stopped or its machine is taken
 _POLL_SECONDS = 2.0
 # A dashboard answers before the process beside it that starts jobs.
 _START_SECONDS = 30.0
@@ -51,13 +64,18 @@ class Job:
     name: str | None = None
 
     @property
+    def environment(self) -> dict[str, str]:
+        """Variables of the driver and all workers."""
+        return {**_ENVIRONMENT, **(_TRAINING if self.verb == "train" else {}), **self.env}
+
+    @property
     def entrypoint(self) -> str:
         """The command line that the cluster runs."""
         return shlex.join(["python", "-m", "infra", self.verb, *self.arguments])
 
     def runtime_env(self) -> dict[str, Any]:
         """Ray's runtime environment: variables, and the code where it is sent along."""
-        found: dict[str, Any] = {"env_vars": {**_ENVIRONMENT, **self.env}}
+        found: dict[str, Any] = {"env_vars": self.environment}
         if self.ship in ("code", "all"):
             found["py_modules"] = [str(_package_folder(name)) for name in HOME_PACKAGES]
             found["excludes"] = ["**/__pycache__", "**/*.pyc"]
@@ -145,6 +163,7 @@ def manifest(job: Job, *, image: str, claim: str, mount: str, workers: int, gpus
         image: container image with this package (`infra/docker/Dockerfile` makes one).
         claim: PersistentVolumeClaim, mounted at `mount` in every pod, for sources and results.
         workers: most worker pods; the autoscaler starts as many of them as there is work for.
+            Training takes exactly so many.
         gpus: GPUs of each worker pod.
 
     Raises:
@@ -163,7 +182,9 @@ def manifest(job: Job, *, image: str, claim: str, mount: str, workers: int, gpus
     return environment.from_string(source).render(
         name=job.name or f"animator-{job.verb}",
         entrypoint=job.entrypoint,
-        env={**_ENVIRONMENT, **job.env},
+        env=job.environment,
+        train=job.verb == "train",
+        grace=GRACE_SECONDS if job.verb == "train" else 30,
         image=image,
         claim=claim,
         mount=mount,

@@ -1,6 +1,8 @@
 """Jobs for a cluster: checked before they are sent, and manifests that Kubernetes can read."""
 
+import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ from typer.main import get_command
 from infra import submit
 from infra.cli import app, main
 from infra.console import WRONG_USE
+
+FOLDER = Path(submit.__file__).parent / "env"
 
 
 def verb(name: str):
@@ -93,3 +97,48 @@ def test_manifest_is_a_ray_job_that_grows_and_forgives_lost_nodes(tmp_path) -> N
     assert {"name": "NOTE", "value": 'say "hi": yes'} in container["env"]
     assert container["volumeMounts"][0]["mountPath"] == "/data"
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+
+
+def test_training_gets_a_cluster_of_fixed_size_with_time_for_a_checkpoint(tmp_path) -> None:
+    out = tmp_path / "job.yaml"
+    arguments = ["--manifest", str(out), "--workers", "4", "--gpus", "8"]
+    training = ["train", "animator", "--recipe", "animator_512_32gpu", "--shards", "/data/shards"]
+    with pytest.raises(SystemExit) as ended:
+        main(["submit", *arguments, *training, "--out", "/data/run"])
+    assert not ended.value.code
+    cluster = yaml.safe_load(out.read_text())["spec"]["rayClusterSpec"]
+    assert cluster["enableInTreeAutoscaling"] is False
+    assert "autoscalerOptions" not in cluster
+    workers = cluster["workerGroupSpecs"][0]
+    assert workers["replicas"] == workers["minReplicas"] == workers["maxReplicas"] == 4
+    pod = workers["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] >= 300
+    container = pod["containers"][0]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "8"
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert mounts == {"data": "/data", "shm": "/dev/shm"}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert volumes["shm"]["emptyDir"]["medium"] == "Memory"
+    assert {"name": "NCCL_DEBUG", "value": "WARN"} in container["env"]
+    head = cluster["headGroupSpec"]["template"]["spec"]["containers"][0]
+    wait = [each["value"] for each in head["env"] if each["name"] == "RAY_JOB_STOP_WAIT_TIME_S"]
+    assert int(wait[0]) == pod["terminationGracePeriodSeconds"]
+
+
+def test_training_jobs_have_the_variables_of_the_environment_files() -> None:
+    arguments = ("animator", "--shards", "/data/shards", "--out", "/data/run")
+    sent = submit.checked_job("train", arguments, verb("train")).environment
+    text = "".join((FOLDER / f"{name}.env").read_text() for name in ("nccl", "ray"))
+    written = dict(re.findall(r"^(\w+)=\$\{\w+:-(.*)\}$", text, re.MULTILINE))
+    assert {name: written[name] for name in sent} == sent
+    assert not set(job("/data/v", "--out", "/data/s").environment) & {"NCCL_DEBUG"}
+
+
+def test_environment_files_are_shell_and_say_what_they_are() -> None:
+    for name in ("nccl", "ray"):
+        assert (FOLDER / f"{name}.env").read_text().startswith("# ")
+        read = ["bash", "-euc", f"set -a; . {FOLDER / f'{name}.env'}; env"]
+        set_here = {"PATH": "/usr/bin:/bin", "NCCL_DEBUG": "INFO"}
+        done = subprocess.run(read, capture_output=True, text=True, check=True, env=set_here)
+        expected = {"nccl": "NCCL_DEBUG=INFO", "ray": "OMP_NUM_THREADS=1"}[name]
+        assert expected in done.stdout.splitlines()  # and a site's own values stay
