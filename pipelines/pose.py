@@ -97,10 +97,12 @@ class PoseBackend(Protocol):
         *,
         source: Path | None = None,
         times: np.ndarray | None = None,
+        rate: float | None = None,
     ) -> PoseTrack:
         """People over the uint8 RGB frames of one clip.
 
-        `source` is the file that the frames come from, `times` their seconds in it.
+        `source` is the file that the frames come from, `times` their seconds in it,
+        `rate` its frames a second, where they are known: it is then not opened for them.
         """
         ...
 

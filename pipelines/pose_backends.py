@@ -29,12 +29,13 @@ class AutoPoseBackend:
         *,
         source: Path | None = None,
         times: np.ndarray | None = None,
+        rate: float | None = None,
     ) -> PoseTrack:
         """People of one clip; the track's `backend` says who found them."""
         if self._file.find(source) is not None:
-            return self._file.track(frames, source=source, times=times)
+            return self._file.track(frames, source=source, times=times, rate=rate)
         if self._network is not None:
-            return self._network.track(frames, source=source, times=times)
+            return self._network.track(frames, source=source, times=times, rate=rate)
         return PoseTrack.empty(len(frames), backend="none")
 
 

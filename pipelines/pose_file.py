@@ -55,14 +55,18 @@ class FilePoseBackend:
         *,
         source: Path | None = None,
         times: np.ndarray | None = None,
+        rate: float | None = None,
     ) -> PoseTrack:
-        """The file's people at `times` (its nearest frame); PoseError where there is no file."""
+        """The file's people at `times` (its nearest frame); PoseError where there is no file.
+
+        Where neither the file nor `rate` says how many frames a second, `source` is probed.
+        """
         path = self.find(source)
         if path is None or source is None:
             raise PoseError(f"{source}: no keypoints beside it; expected NAME.pose.npz")
         arrays = _read_arrays(path)
         keypoints, score, boxes = _people_of(arrays, path)
-        index = _nearest(len(keypoints), len(frames), times, arrays, source, path)
+        index = _nearest(len(keypoints), len(frames), times, arrays, source, path, rate)
         inside = (index >= 0) & (index < len(keypoints))
         index = index.clip(0, len(keypoints) - 1)
         score = np.where(inside[:, None, None], score[index], 0)
@@ -177,6 +181,7 @@ def _nearest(
     arrays: dict[str, np.ndarray],
     source: Path,
     path: Path,
+    rate: float | None,
 ) -> np.ndarray:
     """The file's frame for each frame of the clip; out of range where the file has none."""
     if available == 1:
@@ -191,6 +196,8 @@ def _nearest(
         raise PoseError(f"{len(times)} times for {wanted} frames; give one a frame")
     if "fps" in arrays:
         fps = float(arrays["fps"])
+    elif rate is not None:
+        fps = rate
     else:
         try:
             fps = probe(source).fps

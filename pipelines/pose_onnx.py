@@ -305,8 +305,9 @@ class OnnxPoseBackend:
         *,
         source: Path | None = None,
         times: np.ndarray | None = None,
+        rate: float | None = None,
     ) -> PoseTrack:
-        """People over the frames of one clip; `source` and `times` are not needed."""
+        """People over the frames of one clip; nothing else is needed."""
         people: list[list[Person]] = []
         for begin in range(0, len(frames), FRAMES_AT_ONCE):
             people += self.people(frames[begin : begin + FRAMES_AT_ONCE])

@@ -92,9 +92,15 @@ class Perception:
             "camera": self.camera.describe(),
         }
 
-    def see(self, frames: Sequence[np.ndarray], times: np.ndarray, source: Path) -> Seen:
-        """People and faces in sampled RGB frames, at `times` seconds of the file `source`."""
-        track = self.pose.track(frames, source=source, times=times)
+    def see(
+        self, frames: Sequence[np.ndarray], times: np.ndarray, source: Path, rate: float | None
+    ) -> Seen:
+        """People and faces in sampled RGB frames, at `times` seconds of the file `source`.
+
+        Args:
+            rate: of the source's frames, where it is known; the source is then not opened here.
+        """
+        track = self.pose.track(frames, source=source, times=times, rate=rate)
         faces = [self._detect(frame) for frame in frames]
         return Seen(track=track, faces=faces, embeddings=self._embeddings(frames, faces))
 
@@ -106,13 +112,20 @@ class Perception:
             return measure_camera(frames, fps, boxes, self.camera)
 
     def annotate(
-        self, clip: Path, fps: float, num_frames: int, source: Path, start: float
+        self,
+        clip: Path,
+        fps: float,
+        num_frames: int,
+        source: Path,
+        start: float,
+        rate: float | None,
     ) -> tuple[PoseTrack, FaceTrack]:
         """Pose and faces of every frame of a stored clip.
 
         Args:
             clip: the encoded file, so that the tracks belong to the very frames that are stored.
             source: the video it was cut from at `start` seconds, for keypoints beside it.
+            rate: of the source's frames, as in `see`.
 
         Raises:
             VideoError: the clip does not decode.
@@ -121,7 +134,8 @@ class Perception:
         keyframes = FrameStream(clip, fps, num_frames, every)
         times = start + np.array(keyframes.numbers) / fps
         track = strongest(
-            self.pose.track(keyframes, source=source, times=times), self.config.pose.max_people
+            self.pose.track(keyframes, source=source, times=times, rate=rate),
+            self.config.pose.max_people,
         )
         pose = spread_keyframes(track, np.array(keyframes.numbers), num_frames)
         linker = FaceLinker(self.config.pose.max_people)

@@ -131,7 +131,7 @@ class SourceService:
     def _see(self, data: dict[str, Any]) -> dict[str, Any]:
         number, frames = self._frames(data)
         times = np.array(_numbers(data.get("times"), len(frames)))
-        seen = self.perception.see(frames, times, self.source)
+        seen = self.perception.see(frames, times, self.source, self._rate())
         scores, series = seen_scores(frames, seen)
         # The boxes of one shot are all that is asked for again.
         self._seen = {number: seen}
@@ -165,7 +165,7 @@ class SourceService:
         if not self._is_there(f"{key}.mp4") or not 0 < fps < 1000 or start < 0:
             raise WireError("a clip that is not there")
         pose, faces = self.perception.annotate(
-            self.staging / f"{key}.mp4", fps, num_frames, self.source, start
+            self.staging / f"{key}.mp4", fps, num_frames, self.source, start, self._rate()
         )
         members = {
             "pose.npz": pack_pose(pose, num_frames, key),
@@ -173,6 +173,11 @@ class SourceService:
         }
         for suffix, content in members.items():
             (self.staging / f"{key}.{suffix}").write_bytes(content)
+
+    def _rate(self) -> float | None:
+        """Frames a second of the source, as its decoder found; it is not to be opened here."""
+        rate = self.info.get("fps")
+        return float(rate) if isinstance(rate, int | float) and 0 < rate <= 1000 else None
 
     def _frames(self, data: dict[str, Any]) -> tuple[int, SpooledFrames]:
         """The number of the shot, and its frames."""

@@ -3,6 +3,12 @@
 Messages are JSON objects behind their length, on a socket. Nothing is unpickled: a decoder that a
 hostile video has taken over can say what it likes, but not run anything here. Frames do not
 travel: both have the file they lie in (`pipelines.curation.frames.FrameSpool`).
+
+What this does not cover: the process with the models decodes each kept clip, which the decoder has
+encoded, to annotate the very frames that are stored. A decoder that a video has taken over could
+write another file there, and attack the H.264 decoder of the process with the models; it would have
+to find a second fault, in the demuxer of mp4 or the decoder of H.264. The same process reads the
+keypoint files beside videos, with NumPy and without unpickling.
 """
 
 import json

@@ -398,6 +398,19 @@ def test_keypoints_of_a_file_are_a_body_or_a_whole_body(clip, no_models, given: 
     np.testing.assert_array_equal(track.score, score[:, :, :kept])
 
 
+def test_a_rate_that_is_known_saves_opening_the_video(clip, no_models):
+    np.savez(clip.with_name("dance.pose.npz"), **_track(20))
+    frames, times = [np.zeros((8, 8, 3), np.uint8)] * 5, np.arange(5) / 5
+    backend = open_pose_backend("auto")
+    rate = probe(clip).fps
+    expected = backend.track(frames, source=clip, times=times)
+    clip.write_bytes(b"no video at all")
+    with pytest.raises(PoseError, match="has no fps"):
+        backend.track(frames, source=clip, times=times)
+    found = backend.track(frames, source=clip, times=times, rate=rate)
+    np.testing.assert_array_equal(found.keypoints, expected.keypoints)
+
+
 def test_without_models_or_file_there_are_no_people_and_it_says_so(clip, no_models):
     backend = open_pose_backend("auto")
     track = backend.track([np.zeros((64, 64, 3), np.uint8)] * 3, source=clip)
