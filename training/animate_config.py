@@ -37,7 +37,9 @@ class AnimateConfig:
     )
 
     shards: str = ""
-    latents: str = ""  # what `animator encode` made of them; its frames are then not encoded again
+    # What `animator encode` made of the shards: no frame is encoded again, and often none decoded.
+    # The reference is then free of noise, whatever noise_augmentation says: only pixels have it.
+    latents: str = ""
     validation: str = ""  # shards that are never trained on; without them, what is held out below
     start: str = ""  # a model folder, or one of Stable Video Diffusion, to start from
     alignment: str = ""  # a model folder whose alignment block goes into the released model

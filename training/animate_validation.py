@@ -5,7 +5,7 @@ Shapes: T frames, H W pixels.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,7 +71,7 @@ def validate(
     model.to(device).eval()
     rows: list[dict[str, float]] = []
     sheet: list[np.ndarray] = []
-    with torch.no_grad(), _precision(device):
+    with torch.no_grad(), _tensor_cores(device):
         for window in held_out_windows(examples, clips):
             losses = _losses(task, model, examples, window, device)
             sampled, metrics = _sample(task.config, model, examples, window)
@@ -216,10 +216,16 @@ def _face(examples: AnimateExamples, window: Window) -> Face | None:
     )
 
 
-def _precision(device: torch.device):
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
-        return torch.autocast("cuda", torch.bfloat16)
-    return nullcontext()
+@contextmanager
+def _tensor_cores(device: torch.device) -> Iterator[None]:
+    """Products of fp32 matrices in TF32 on a GPU, which is several times as fast."""
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _spread(count: int) -> Sequence[int]:

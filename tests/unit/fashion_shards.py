@@ -26,7 +26,7 @@ def write_fashion(data_root: Path, folder: Path, *, seconds: float = 2.5, side: 
     records = []
     for number, name in enumerate(NAMES):
         key, video = f"clip{number}_000", data_root / "pose2d" / f"{name}.mp4"
-        frames = np.stack(decode(video, end=seconds, fps=FPS, max_side=side))
+        frames = decode(video, end=seconds, fps=FPS, max_side=side)
         length, height, width = frames.shape[:3]
         height, width = height - height % 2, width - width % 2  # as stored clips have it
         frames = frames[:, :height, :width]
