@@ -177,6 +177,11 @@ def _sync_folders(folders: Iterable[Path]) -> None:
                 os.close(handle)
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: BaseException) -> str:
+    """The error in a line: the system's own, where a library hides it behind one of its own."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    error = cause or error
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -116,5 +116,9 @@ def write_json(path: Path, data: Any) -> None:
     """Write a JSON file that is there completely or not."""
     text = json.dumps(data, indent=2, sort_keys=True, default=str) + "\n"
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text)
-    os.replace(scratch, path)
+    try:
+        scratch.write_text(text)
+        os.replace(scratch, path)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise

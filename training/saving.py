@@ -82,7 +82,7 @@ class Saver:
         self._writer.start(self._average.state(), record)
         if self._config.checkpoint.background and not ended and not asked:
             return
-        fault = self.finish(samples_seen)
+        fault = self._finish(samples_seen)
         if ended and fault:
             raise TrainingError(f"The last checkpoint {self._given_up(fault)} {_MEND}")
         if asked and not ended and self._agree(notice) == "stop":
@@ -90,20 +90,26 @@ class Saver:
             if fault:
                 raise Stopped(f"{where}; the checkpoint {self._given_up(fault)} {_MEND}")
             raise Stopped(f"{where}, with a checkpoint: the same command continues.")
+        self._say(samples_seen, fault)
         self._reporter.heeded()
 
-    def finish(self, samples_seen: int) -> str | None:
-        """Wait for the checkpoint that is being written, if one is; why it was given up."""
+    def finish(self, samples_seen: int) -> None:
+        """Wait for the checkpoint that is being written, if one is; say where it is given up."""
+        self._say(samples_seen, self._finish(samples_seen))
+
+    def _finish(self, samples_seen: int) -> str | None:
         if not self._writer.pending:
             return None
         self._before()
         fault = self._writer.finish()
         if fault is None:
             self._reporter.report({"samples_seen": samples_seen})
-        else:
+        return fault
+
+    def _say(self, samples_seen: int, fault: str | None) -> None:
+        if fault is not None:
             text = f"A checkpoint {self._given_up(fault)} Training goes on."
             self._journal.note(samples_seen, text)
-        return fault
 
     def _due(self, samples_seen: int) -> bool:
         """Whether the step that ended here crossed a multiple of the interval, or ended the run."""
