@@ -40,8 +40,5 @@ def damaged_notes(folder: Path) -> tuple[str, ...]:
     count = len(list(place.glob("shard-*.json")))
     if not count:
         return ()
-    return (f"{count} damaged shards lie in {place} and were made anew: look at them, remove them",)
-
-
-def _numbered(path: Path, number: int) -> str:
-    return path.name if number == 0 else f"{path.stem}.{number}{path.suffix}"
+    said = "1 damaged shard lies" if count == 1 else f"{count} damaged shards lie"
+    return (f"{said} in {place}, made anew here: look there, then remove that folder",)

@@ -1,10 +1,14 @@
 """The settings of an import."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pipelines.container import VideoLimits
 from pipelines.exchange.frame_folder import ExchangeError, PictureLimits
+from pipelines.overrides import to_dict
+
+# How the work is done; the same shards come of it.
+_MANNER = {"timeout_seconds", "max_memory"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +20,7 @@ class ImportConfig:
     pose, face: backends for clips that bring no keypoints, no face masks.
     face_fps: how often a second the face model looks.
     timeout_seconds: for one clip, in a worker process.
+    max_memory: bytes of data that a worker process may have, its models with it; 0 for no limit.
     """
 
     fps: float = 30.0
@@ -31,6 +36,7 @@ class ImportConfig:
     max_pixels: int = 40_000_000
     clips_per_shard: int = 8
     timeout_seconds: float = 3600.0
+    max_memory: int = 12 << 30
 
     def __post_init__(self) -> None:
         # 24 and 24.0 are one setting, so they have to have one hash.
@@ -43,6 +49,13 @@ class ImportConfig:
             self._positive(name)
         for name in ("max_pixels", "clips_per_shard", "timeout_seconds"):
             self._positive(name)
+
+        if self.max_memory < 0:
+            raise ExchangeError(f"max_memory is {self.max_memory}, expected 0 or more.")
+
+    def outcome(self) -> dict[str, Any]:
+        """The settings that decide what comes of an import, as plain values."""
+        return {name: value for name, value in to_dict(self).items() if name not in _MANNER}
 
     def _positive(self, name: str) -> None:
         if not getattr(self, name) > 0:

@@ -1,6 +1,6 @@
 """What an import will do, fixed before it starts: settings, models, clips, and shards of them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines import schema
@@ -28,8 +28,9 @@ class ImportPlan:
     @property
     def config_hash(self) -> str:
         """Of all that decides what the shards hold, the items apart."""
-        manner = {"timeout_seconds": 0}
-        return config_hash([self.layout, to_dict(self.config) | manner, self.models, self.format])
+        # The zero keeps the hashes of folders that were begun when it stood for the time limit.
+        settings = self.config.outcome() | {"timeout_seconds": 0}
+        return config_hash([self.layout, settings, self.models, self.format])
 
 
 def load_plan(folder: Path) -> ImportPlan:
@@ -65,10 +66,7 @@ def save_plan(folder: Path, plan: ImportPlan) -> None:
 
 def _changes(before: ImportPlan, after: ImportPlan) -> list[str]:
     lines = differences({"layout": before.layout}, {"layout": after.layout})
-    lines += differences(
-        to_dict(replace(before.config, timeout_seconds=1)),
-        to_dict(replace(after.config, timeout_seconds=1)),
-    )
+    lines += differences(before.config.outcome(), after.config.outcome())
     lines += differences(before.models, after.models, "models")
     old = {item.uri: item for item in before.items}
     new = {item.uri: item for item in after.items}

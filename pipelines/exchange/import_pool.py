@@ -7,6 +7,7 @@ that were under way are tried again, one at a time.
 
 import multiprocessing
 import os
+import resource
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -141,6 +142,11 @@ def _start(root: Path, config: ImportConfig) -> None:
     global _arguments
     _arguments = root, config
     threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
+    if config.max_memory:
+        # Of data, not of addresses: CUDA reserves more of those than any machine has memory.
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        most = config.max_memory if hard == resource.RLIM_INFINITY else min(config.max_memory, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
 def _end_with_parent() -> None:

@@ -322,11 +322,14 @@ def test_killed_process_is_replaced_and_the_run_is_whole(videos, whole, tmp_path
 
 def test_source_that_takes_too_long_is_given_up_and_can_be_tried_again(videos, tmp_path):
     out, source = tmp_path / "out", [str(videos / "good.mp4")]
-    hasty = apply_overrides(CONFIG, ["video.timeout_seconds=0.01", "video.seconds_per_video_second=0"])
+    limits = ["video.timeout_seconds=0.01", "video.seconds_per_video_second=0"]
+    hasty = apply_overrides(CONFIG, limits)
     summary = curate(source, out, hasty, workers=1)
     assert summary.totals["failed"] == 1
     record = sources_of(out)["good"]
-    assert (record.error, record.info["failure"]) == ("took longer than 0.01 s", "timeout")
+    assert record.error is not None
+    assert record.error.startswith("took longer than 0.01 s")
+    assert record.info["failure"] == "timeout"
 
     assert curate(source, out, CONFIG).shards_done == 0
     summary = curate(source, out, CONFIG, workers=1, retry_failed=True)

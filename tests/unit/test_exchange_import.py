@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from pipelines.clips import ClipStore
 from pipelines.curation.ledger import FolderInUseError, folder_lock
 from pipelines.exchange.frame_folder import ExchangeError
 from pipelines.exchange.import_config import ImportConfig
+from pipelines.exchange.import_pool import ImportPool
 from pipelines.exchange.importing import import_shards
 from pipelines.exchange.layouts import list_source
 from pipelines.schema import SourceRecord
@@ -174,6 +176,9 @@ def test_an_import_that_died_goes_on_and_gives_the_same_bytes(tmp_path: Path) ->
     (out / ".work" / "import" / "0").mkdir(parents=True)
     summary = take(source, out, config=config)
     assert (summary.shards_done, summary.shards_resumed, summary.kept) == (2, 1, 3)
+    assert (out / "damaged" / "shard-000002.tar").read_bytes() == b"torn"
+    assert "1 damaged shard lies in" in summary.notes[-1]
+    shutil.rmtree(out / "damaged")
     assert shard_bytes(out) == before
     assert (out / "shard-000000.tar").stat().st_mtime_ns == untouched
 
@@ -187,6 +192,18 @@ def test_a_clip_that_ends_its_process_is_recorded_and_the_rest_goes_on(tmp_path:
     assert summary.failed == 2
     assert "ended its process twice" in summary.failures["rec/00001"]
     assert "no numbered pictures" in summary.failures["rec/00000"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts what is mapped as data")
+def test_a_clip_that_takes_too_much_memory_is_recorded(tmp_path: Path) -> None:
+    write_set(tmp_path / "set", 1)
+    config = ImportConfig(max_memory=1 << 30, pose="file", face="cascade")
+    before = ImportConfig(pose="file", face="cascade")
+    assert before.outcome() == config.outcome()
+    with ImportPool(tmp_path / "set", config, 1) as pool:
+        assert pool._pool is not None
+        with pytest.raises(MemoryError):
+            pool._pool.submit(bytearray, 2 << 30).result()
 
 
 def test_two_imports_into_one_folder_refuse_each_other(tmp_path: Path) -> None:
