@@ -140,7 +140,9 @@ class CachedLatents:
     def _read_sizes(self, mode: str) -> list[tuple[int, int]]:
         path = Path(self.store.root) / SETTINGS_FILE
         if not path.is_file():  # shards that were copied without it: each clip says for itself
-            return [self.store.framing(number).target for number in self._numbers]
+            sizes = [self.store.framing(number).target for number in self._numbers]
+            self.native = len(set(sizes)) > 1
+            return sizes
         kept = schema.decode_json(path.read_bytes(), str(path))
         try:
             size, fitted = kept["settings"]["size"], kept["settings"]["fit"]

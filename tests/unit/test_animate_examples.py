@@ -56,7 +56,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def encoded(source: Path, out: Path, **settings) -> Path:
-    choice = choose_encoders(EncodeConfig(size="64x64", **settings), None, "cpu")
+    choice = choose_encoders(EncodeConfig(**{"size": "64x64", **settings}), None, "cpu")
     out.mkdir()
     write_settings(out, choice)
     journal, _ = RunJournal.create(out)
@@ -182,6 +182,17 @@ def test_each_clip_is_trained_at_the_size_of_its_shape(source):
         task_of(source, buckets=("40x64",))
     with pytest.raises(ValueError, match="HEIGHTxWIDTH"):
         task_of(source, buckets=("wide",))
+
+
+def test_clips_encoded_in_their_own_shapes_make_the_buckets(source, tmp_path):
+    folder = encoded(source, tmp_path / "native", size="native")
+    task = task_of(source, batch=2, latents=str(folder))
+    assert task.examples.buckets == {(64, 32): [0, 1], (64, 128): [2]}
+    (tmp_path / "native" / "encode.json").unlink()  # then each clip says for itself
+    again = task_of(source, batch=2, latents=str(folder))
+    assert again.examples.buckets == task.examples.buckets
+    shapes = {task.batch([s, s + 1])["latents"].shape[-2:] for s in range(0, 12, 2)}
+    assert shapes == {(8, 4), (8, 16)}
 
 
 def test_the_bucket_is_of_the_nearest_shape_and_the_largest_that_is_filled():
