@@ -63,16 +63,20 @@ class IsolatedWorker:
     """The parent's side of a decoder, which is started when it is first needed.
 
     Args:
-        folder: where the file for frames is made, without a name.
+        folder: of this machine, where the file for frames is made, without a name; by default the
+            machine's temporary one (TMPDIR).
         timeout_seconds: of wall time for one source, with all that is served for it; `run` may
             allow more.
         max_memory: bytes that the decoder may have; 0 for no limit.
     """
 
-    def __init__(self, folder: Path, *, timeout_seconds: float, max_memory: int) -> None:
+    def __init__(
+        self, folder: Path | None = None, *, timeout_seconds: float, max_memory: int
+    ) -> None:
         self.timeout_seconds = timeout_seconds
         self.max_memory = max_memory
-        # Local, as it is read while it is written; the system takes it back with the process.
+        # It is read while it is written, so not where the output is, which many machines share;
+        # the system takes it back with the process.
         self._file = tempfile.TemporaryFile(dir=folder)
         self._child: _Child | None = None
 

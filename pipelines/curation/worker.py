@@ -69,7 +69,7 @@ class ShardWork:
         self.base = base
         video = self.config.video
         self.isolated = IsolatedWorker(
-            journal.root, timeout_seconds=video.timeout_seconds, max_memory=video.max_memory
+            timeout_seconds=video.timeout_seconds, max_memory=video.max_memory
         )
 
     def close(self) -> None:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,3 +135,32 @@ def test_downloads_of_a_worker_that_died_after_its_commit_are_removed(tmp_path, 
         assert [source.provenance["uri"] for source in record.sources] == [url]
     finally:
         server.close()
+
+
+def test_frames_lie_on_the_machines_own_disk_and_go_with_the_worker(tmp_path, videos, monkeypatch):
+    local, out = tmp_path / "local", tmp_path / "out"
+    local.mkdir()
+    planned(out, [str(videos)])
+    monkeypatch.setenv("TMPDIR", str(local))
+    code = (
+        "import os, sys; from pathlib import Path\n"
+        "from pipelines.curation import ledger\n"
+        "from pipelines.curation.pipeline import ShardWorker\n"
+        "from pipelines.curation.worker import versions\n"
+        "journal, run = ledger.RunJournal.create(Path(sys.argv[1]))\n"
+        "worker = ShardWorker(sys.argv[1], os.getcwd(), run, frozenset(), 1, versions())\n"
+        "work = worker.idle.get()\n"
+        "print(os.readlink(f'/proc/self/fd/{work.isolated.frames}'), flush=True)\n"
+        "input()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(out)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        place = process.stdout.readline()
+        process.kill()
+    assert place.startswith(str(local))
+    assert list(local.iterdir()) == []
