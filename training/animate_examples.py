@@ -87,7 +87,8 @@ class AnimateExamples:
         for index, size in enumerate(sizes):
             self.buckets.setdefault(size, []).append(index)
         self.order = BucketOrder(list(self.buckets.values()), seed, global_batch)
-        self.framed = FramedClips(clips, own, config.framing, style=model.pose_style, sizes=sizes)
+        mode = config.framing if cached is None else cached.mode
+        self.framed = FramedClips(clips, own, mode, style=model.pose_style, sizes=sizes)
         self._stored_faces = cached is not None and cached.has_faces
         self.needs_encoder = cached is None or not (cached.has_tokens and cached.has_faces)
         self._encoder = encoder

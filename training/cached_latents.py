@@ -43,6 +43,7 @@ class CachedLatents:
 
     Attributes:
         native: whether each clip was encoded in its own shape.
+        mode: of the framing; a clip in its own shape fills it and loses a little.
         has_tokens, has_faces: whether image tokens, and the face embeddings that the model takes,
             are there too.
 
@@ -61,6 +62,7 @@ class CachedLatents:
         self._check_encoders()
         self.native = False
         self._sizes = self._read_sizes(mode)
+        self.mode = "crop" if self.native else mode
         models = self.store.models
         self.has_tokens = "image_token" in models
         self.has_faces = "face_embedding" in models and model.face_embedding == "insightface"
