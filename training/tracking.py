@@ -27,6 +27,10 @@ _NAMES = {
     "samples_per_second": "perf/samples_per_second",
     "memory_gb": "mem/peak_gb",
     "mfu": "perf/mfu",
+    "compute": "perf/compute_seconds",
+    "optimiser": "perf/optimiser_seconds",
+    "other": "perf/other_seconds",
+    "eta": "perf/eta_seconds",
 }
 _DIGEST = 36  # characters that MLflow keeps of a dataset's digest
 _MAX_PATCH = 1 << 20  # bytes of uncommitted changes that are kept

@@ -113,6 +113,14 @@ def test_what_a_killed_driver_left_is_taken_up(run):
     assert not (run / "best").exists()
 
 
+def test_a_kill_after_the_last_step_leaves_a_validation_to_the_next_start(run):
+    (run / "summary.json").unlink()
+    summary = train(validated_config(every=1000), run, progress=Quiet(), local=True)
+    assert summary.samples_seen == 96
+    assert [entry["samples_seen"] for entry in read_validations(run)] == [96]
+    assert (run / "best" / "model.safetensors").exists()
+
+
 def test_validation_that_is_too_slow_keeps_neither_the_end_nor_disks_waiting(run):
     for number in range(1, 6):
         name = checkpoint_name(96 + 32 * number)
