@@ -27,7 +27,7 @@ from typing import Any
 import psutil
 from killing import Nodes, kill_tree, orphans
 
-from training.metrics import read_metrics
+from training.metrics import TIMINGS, read_metrics
 
 KINDS = ("driver", "worker", "node", "save")
 WORKER = "RayTrainWorker"
@@ -50,8 +50,6 @@ SETTINGS = (
     "run.max_failures=20",
     "run.track=false",
 )
-# What a step computed is all that is compared, not how long it took.
-COMPUTED = ("samples_seen", "step", "loss", "lr", "grad_norm", "epoch", "loss_face", "skipped")
 LIMIT_SECONDS = 300.0
 MOST_RESUMES = 10
 
@@ -108,7 +106,7 @@ def strike(
 def outcome(out: Path) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
     """What every step computed, and the bytes of the released weights."""
     records = [
-        {name: record[name] for name in COMPUTED if name in record}
+        {name: value for name, value in record.items() if name not in TIMINGS}
         for record in read_metrics(out / "metrics.jsonl")
     ]
     weights = {path.name: path.read_bytes() for path in (out / "model").rglob("*.safetensors")}
