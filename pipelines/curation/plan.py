@@ -26,7 +26,6 @@ from pipelines.shards import write_atomic
 PLAN_FILE = "plan.json"
 TABLE_FILE = "plan.arrow"
 PLAN_FORMAT = 2
-POSE_SUFFIXES = (".pose.npz", ".dwpose.npz")
 SOURCES_PER_SHARD = 8
 # More shards than this make the folder slow to list, above all on a shared file system.
 MAX_SHARDS = 32_000
@@ -263,16 +262,6 @@ def load_plan(folder: Path) -> Plan:
         return plan
     except (OSError, ValueError, TypeError) as error:
         raise PlanError(f"the plan in {folder} is damaged ({TABLE_FILE}): {error}") from None
-
-
-def pose_file(uri: str) -> Path | None:
-    """The keypoint file beside a local video, if there is one."""
-    stem = Path(uri).with_suffix("")
-    for suffix in POSE_SUFFIXES:
-        path = stem.with_name(stem.name + suffix)
-        if path.is_file():
-            return path
-    return None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,7 @@ from pipelines.curation.finish import Report, apply_rulings, telling
 from pipelines.curation.outcomes import NOT_STORED, settle
 from pipelines.curation.plan import Plan, load_plan, replace_config
 from pipelines.curation.repack import SpareClips, roll_forward
+from pipelines.curation.report import REPORT_FILE, write_report
 from pipelines.overrides import apply_overrides, config_hash, differences, from_dict, to_dict
 from pipelines.schema import ShardRecord
 from pipelines.shards import read_record, write_atomic
@@ -208,6 +209,11 @@ def _carry_out(
         rulings = judged.table.rulings(number)
         judged.count(apply_rulings(folder, name, rulings, judged.hash, put_aside=True), name)
     tell(len(judged.names), len(judged.names))
+    for source in judged.table.copies():
+        (folder / ledger.THUMBS_FOLDER / f"{source}.jpg").unlink(missing_ok=True)
+    # Of a run that has not ended, it is written then.
+    if (folder / REPORT_FILE).is_file() and not judged.damaged:
+        write_report(folder)
     _intent_file(folder).unlink()
     roll_forward(folder)
 

@@ -16,7 +16,6 @@ from pipelines.curation.plan import (
     PlannedSource,
     load_plan,
     make_plan,
-    pose_file,
     replace_config,
     save_plan,
     shard_size,
@@ -176,13 +175,6 @@ def test_replaced_settings_keep_the_sources(tmp_path):
     assert replaced.config_hash != plan.config_hash
     with pytest.raises(PlanError, match="divides the sources"):
         replace_config(tmp_path, CurationConfig())
-
-
-def test_keypoints_beside_a_video_are_found(tmp_path):
-    video = tmp_path / "a.mp4"
-    assert pose_file(str(video)) is None
-    (tmp_path / "a.dwpose.npz").touch()
-    assert pose_file(str(video)) == tmp_path / "a.dwpose.npz"
 
 
 def test_estimate_of_addresses_says_what_is_not_known(tmp_path):

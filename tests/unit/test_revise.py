@@ -10,6 +10,7 @@ from pipelines import shards
 from pipelines.curation import ledger
 from pipelines.curation.finish import finish_run
 from pipelines.curation.plan import load_plan
+from pipelines.curation.report import REPORT_FILE, write_report
 from pipelines.curation.revise import (
     ReviseError,
     assignments_of,
@@ -91,6 +92,28 @@ def test_stricter_thresholds_make_what_a_fresh_run_with_them_makes(loose, strict
         "faces.min_share",
         "quality.min_sharpness",
     ]
+
+
+def test_the_report_is_that_of_a_fresh_run_too(loose, strict, tmp_path):
+    folder = shutil.copytree(loose, tmp_path / "run")
+    fresh = shutil.copytree(strict, tmp_path / "fresh")
+    write_report(folder)
+    write_report(fresh)
+    revise(folder, STRICT)
+    assert (folder / REPORT_FILE).read_bytes() == (fresh / REPORT_FILE).read_bytes()
+
+
+def test_pictures_of_copies_go_as_at_the_end_of_a_run(loose, tmp_path):
+    folder = shutil.copytree(loose, tmp_path / "run")
+    (folder / ledger.THUMBS_FOLDER).mkdir()
+    found = sources(folder)
+    for source in found.values():
+        (folder / ledger.THUMBS_FOLDER / f"{source.id}.jpg").touch()
+    revise(folder, STRICT)
+    left = {path.stem for path in (folder / ledger.THUMBS_FOLDER).iterdir()}
+    copies = {source.id for source in found.values() if source.duplicate_of}
+    assert copies
+    assert left == {source.id for source in found.values()} - copies
 
 
 def test_the_way_back_needs_no_video(loose, tmp_path):
