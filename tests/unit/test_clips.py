@@ -161,11 +161,13 @@ def test_cut_shard_is_refused_when_the_store_opens(folder):
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [('"num_frames": 9', '"num_frames": -9'), ('"fps": 12.5', '"fps": 0'), ("cc_000", "../cc")],
+    [('"num_frames":9', '"num_frames":-9'), ('"fps":12.5', '"fps":0'), ("cc_000", "../cc")],
 )
 def test_records_that_cannot_be_are_refused(folder, old, new):
     path = folder / "shard-000001.json"
-    path.write_text(path.read_text().replace(old, new))
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
     with pytest.raises(ShardError):
         ClipStore(folder)
 
