@@ -9,6 +9,8 @@ from pathlib import Path
 # Before any import of numpy, torch or OpenCV: tests run side by side on small machines.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "2")
+# Threads that wait by spinning hold up the other processes of a test.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest  # noqa: E402
 
