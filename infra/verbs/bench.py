@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
     bench.command("forward")(forward)
     bench.command("alignment")(alignment)
     bench.command("curate")(curate)
+    bench.command("train")(train)
     app.add_typer(bench, name="bench")
 
 
@@ -131,6 +132,70 @@ def curate(
     result = measure(config, note)
     _write(result, report)
     emit(result, as_json=as_json, show=_curate_lines)
+
+
+def train(
+    preset: Annotated[str, typer.Option(help="Sizes of the model: tiny or svd_xt.")] = "tiny",
+    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames.")] = None,
+    batch: Annotated[int, typer.Option(help="Clips of a step.")] = 1,
+    dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    engines: Annotated[str, typer.Option(help="Of zero2 and ddp.")] = "zero2,ddp",
+    recompute: Annotated[float, typer.Option(help="Share of the blocks that recompute.")] = 1.0,
+    steps: Annotated[int, typer.Option(help="Steps that are timed.")] = 20,
+    baseline: Annotated[
+        bool, typer.Option(help="Train a bare copy in turn; without it, peak memory is the loop's.")
+    ] = True,
+    report: Report = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time a training step by part, and the loop's cost over a bare PyTorch step.
+
+    One worker, random weights and batches. Full size on a GPU: animator bench train
+    --preset svd_xt --dtype bf16 --engines zero2 --no-baseline --report train.json
+    """
+    from infra.progress import stage_bar
+    from training.benchmark import TrainBench, bench_train
+
+    config = TrainBench(
+        preset=preset,
+        height=height,
+        width=width,
+        frames=frames,
+        batch=batch,
+        dtype=dtype,
+        device=device,
+        engines=tuple(name.strip() for name in engines.split(",")),
+        recompute=recompute,
+        steps=steps,
+        baseline=baseline,
+    )
+    with stage_bar("bench") as progress:
+        progress(0.0, "building")
+        result = bench_train(config, lambda done, total: progress(done / total, "training"))
+    _write(result, report)
+    emit(result, as_json=as_json, show=_train_lines)
+
+
+def _train_lines(result: dict[str, Any]) -> list[str]:
+    rows = []
+    for name, row in result["rows"].items():
+        low, high = row.get("overhead_quarters", (0.0, 0.0))
+        over = f"{row['overhead']:+.1%} ({low:+.1%} to {high:+.1%})" if "overhead" in row else "-"
+        mfu = f"{row['mfu']:.1%}" if row["mfu"] else "-"
+        parts = [f"{1000 * seconds:.1f}" for seconds in row["parts"].values()]
+        times = (f"{1000 * row['seconds']:.1f}", *parts)
+        rows.append((name, *times, over, f"{row['tflops']:.3g}", mfu, f"{row['peak_gb']:.2f} GB"))
+    where = result["machine"].get("gpu") or result["machine"]["processor"]
+    frames, height, width = result["sample"]
+    header = ("ms", "step", "data", "forward", "backward", "optimiser", "other")
+    return [
+        f"{where}, {frames} frames of {height}x{width}, {result['settings']['dtype']}, load "
+        f"{result['load'][0]} to {result['load'][-1]}",
+        *table(rows, header=(*header, "over a bare step", "TFLOP/s", "MFU", "peak")),
+    ]
 
 
 def _curate_lines(result: dict[str, Any]) -> Iterator[str]:
