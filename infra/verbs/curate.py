@@ -66,7 +66,16 @@ def run(
 
     config = apply_overrides(CurationConfig(), settings or [])
     if dry_run:
-        _dry_run(sources, out, config, workers, limit, as_json=as_json)
+        _dry_run(
+            sources,
+            out,
+            config,
+            limit,
+            as_json=as_json,
+            workers=workers,
+            decoders=decoders,
+            retry_failed=retry_failed,
+        )
         return
     with progress_bar() as progress:
         summary = run_curation(
@@ -122,10 +131,10 @@ def _dry_run(
     sources: list[str],
     out: Path,
     config: Any,
-    workers: int | None,
     limit: int | None,
     *,
     as_json: bool,
+    **how: Any,
 ) -> None:
     from pipelines.curation.estimate import estimate
     from pipelines.curation.plan import make_plan
@@ -133,7 +142,7 @@ def _dry_run(
     from pipelines.overrides import to_dict
 
     plan = make_plan(read_sources(sources, limit=limit), config)
-    found = to_dict(estimate(plan, out, workers=workers))
+    found = to_dict(estimate(plan, out, **how))
     emit(found, as_json=as_json, show=_estimate_lines)
 
 

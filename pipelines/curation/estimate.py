@@ -77,6 +77,8 @@ def estimate(
     folder: Path,
     *,
     workers: int | None = None,
+    decoders: int | None = None,
+    retry_failed: bool = False,
     sample: int = _MAX_SAMPLE,
     seconds: float = 15.0,
 ) -> Estimate:
@@ -84,6 +86,8 @@ def estimate(
 
     Args:
         workers: processes; by default one a CPU of this machine.
+        decoders: of each worker, a shard each at a time; by default one.
+        retry_failed: count the sources that failed as left.
         sample: how many local files are looked at, at most 20, for at most `seconds`.
     """
     notes: list[str] = []
@@ -99,7 +103,9 @@ def estimate(
             f"sources that lie elsewhere: {plan.num_sources - len(local)}; their length and size "
             "are not known until they are fetched"
         )
-    left = _sources_left(plan, done)
+    left = _sources_left(plan, done) + (done.totals.get("failed", 0) if retry_failed else 0)
+    shards_left = plan.num_shards - len(done.names) + (len(done.failed) if retry_failed else 0)
+    at_once = max(1, min(workers * (decoders or 1), shards_left))
     stage_seconds, each = _worker_seconds(folder, looked if only_local else Sample(), notes)
     stored = _stored_bytes(plan, done, looked if only_local else Sample(), notes)
     cpu_seconds = each * left if each is not None else None
@@ -116,8 +122,8 @@ def estimate(
         video_hours=_hours(video_seconds, plan.num_sources),
         source_bytes=round(mean_bytes * plan.num_sources) if mean_bytes is not None else None,
         cpu_hours=_hours(cpu_seconds),
-        # A shard is the work of one worker.
-        wall_hours=_hours(cpu_seconds, 1 / max(1, min(workers, plan.num_shards - len(done.names)))),
+        # A shard is the work of one decoder.
+        wall_hours=_hours(cpu_seconds, 1 / at_once),
         stage_seconds=stage_seconds,
         disk_bytes=stored,
         notes=tuple(notes),

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from pipelines.curation import fetch_errors, fetch_store
 from pipelines.curation.config import DownloadConfig
@@ -28,10 +29,16 @@ from pipelines.curation.machine import (
 from pipelines.curation.plan import source_id
 from pipelines.model_source import shown
 
-__all__ = ["FetchError", "Fetched", "discard", "fetch", "is_remote"]
+__all__ = ["FetchError", "Fetched", "discard", "fetch", "is_remote", "published"]
 
 _BUCKETS = ("s3", "gs")
 _WEB = ("http", "https")
+# Names of parameters by which clouds and sites let in whoever has the address.
+_SECRET = re.compile(
+    r"x-(amz|goog|oss|ms)-|sig(nature)?$|token|secret|passw|credential|policy|expires?$|auth|"
+    r"key(id|-pair-id)?$|session|^(s[a-z]|st|se|hdn[a-z]+|hmac|jwt|sas)$",
+    re.IGNORECASE,
+)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -55,6 +62,23 @@ class Fetched:
 def is_remote(uri: str) -> bool:
     """Whether a source is an address (`SCHEME://…`), not a file of this machine."""
     return _SCHEME.match(uri) is not None
+
+
+def published(uri: str) -> str:
+    """An address as others may read it: without a password, a fragment, and what signs a request.
+
+    What names the video stays, such as `?v=…`; the whole address is in the plan alone.
+    """
+    scheme = _SCHEME.match(uri)
+    if scheme is None or scheme[1].lower() not in _WEB:
+        return uri
+    try:
+        parts = urlsplit(uri)
+        place = parts.netloc.rpartition("@")[2]
+    except ValueError:
+        return uri.partition("?")[0]
+    kept = [part for part in parts.query.split("&") if not _SECRET.search(part.partition("=")[0])]
+    return urlunsplit((parts.scheme, place, parts.path, "&".join(kept), ""))
 
 
 def fetch(

@@ -188,7 +188,7 @@ class ShardWork:
             id=row.id,
             sha256="",
             bytes=0,
-            uris=(row.uri,),
+            uris=(fetch.published(row.uri),),
             verdict="failed",
             reasons=("unreadable",),
             provenance=_provenance(row),
@@ -316,8 +316,11 @@ class _Attempt:
 def _provenance(row: PlannedSource, fetched: Fetched | None = None) -> dict[str, Any]:
     """What is known of where a source is from: the list's word before the site's."""
     listed = {"licence": row.licence, "uploader": row.uploader, "title": row.title}
-    found = {"uri": row.uri, "licence": "unknown", "uploader": None}
+    found: dict[str, Any] = {"uri": row.uri, "licence": "unknown", "uploader": None}
     found |= fetched.provenance if fetched else {}
+    for name in ("uri", "page_url"):
+        if found.get(name):
+            found[name] = fetch.published(str(found[name]))
     return found | {name: value for name, value in listed.items() if value is not None}
 
 

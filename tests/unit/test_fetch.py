@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.curation import fetch_hosts, fetch_store
 from pipelines.curation.config import DownloadConfig
-from pipelines.curation.fetch import FetchError, fetch, is_remote
+from pipelines.curation.fetch import FetchError, fetch, is_remote, published
 from pipelines.curation.fetch_attempts import Attempts
 
 CONFIG = DownloadConfig(max_bytes=1000, backoff_seconds=0.01, retries=2)
@@ -169,3 +169,20 @@ def test_attempts_of_the_dead_are_removed_and_those_of_the_living_are_not(folder
         assert sorted(folder.iterdir()) == sorted([mine, theirs, folder / ".b.dead.part"])
     fetch_store.discard(folder, "b")
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "read"),
+    [
+        ("https://site.org/watch?v=abc&list=7", "https://site.org/watch?v=abc&list=7"),
+        ("https://me:pw@b.org:8443/a.mp4#t=3", "https://b.org:8443/a.mp4"),
+        ("https://b.s3.amazonaws.com/a.mp4?X-Amz-Signature=f&X-Amz-Date=1", None),
+        ("https://s.blob.net/a.mp4?sv=2024&se=2027&sr=b&sp=r&sig=f%2B", None),
+        ("https://cdn.net/a.mp4?Expires=1&Signature=f&Key-Pair-Id=K", None),
+        ("https://h.org/a.mp4?access_token=f&id=4", "https://h.org/a.mp4?id=4"),
+        ("s3://bucket/a b#1.mp4", "s3://bucket/a b#1.mp4"),
+        ("videos/what?.mp4", "videos/what?.mp4"),
+    ],
+)
+def test_what_lets_one_in_is_not_published_and_what_names_a_video_is(uri: str, read: str) -> None:
+    assert published(uri) == (read or uri.partition("?")[0])

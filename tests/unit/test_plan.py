@@ -208,6 +208,8 @@ def test_estimate_goes_by_the_times_of_the_folder(tmp_path):
     before = sorted(path.name for path in tmp_path.iterdir())
     found = estimate(plan_of(*names), tmp_path, workers=2)
     assert (found.cpu_hours, found.wall_hours) == (1.0, 0.5)
+    shared = estimate(plan_of(*names), tmp_path, workers=1, decoders=4)
+    assert (shared.cpu_hours, shared.wall_hours) == (1.0, 0.25)
     assert found.stage_seconds == {"decode": 54.0, "pose": 36.0}
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     other = estimate(plan_of(*names[1:]), tmp_path)

@@ -125,14 +125,19 @@ def test_downloads_of_a_worker_that_died_after_its_commit_are_removed(tmp_path, 
     try:
         url = server.serve("/a.mp4", Answer((videos / "a.mp4").read_bytes(), type="video/mp4"))
         folder = tmp_path / "out"
-        planned(folder, [url], f'download.allow_hosts=["{server.host}"]')
+        signed = f"{url}?v=1&X-Amz-Signature=abc"
+        server.answers["/a.mp4?v=1&X-Amz-Signature=abc"] = server.answers["/a.mp4"]
+        planned(folder, [signed], f'download.allow_hosts=["{server.host}"]')
         dies_after_moving(f"out/{NAME}.json", lambda: work(folder))
         downloads = folder / DOWNLOADS_FOLDER
         assert {path.suffix for path in downloads.iterdir()} == {".bin", ".json"}
         assert work(folder) is None
         assert list(downloads.iterdir()) == []
         (record,) = shards.read_records(folder)
-        assert [source.provenance["uri"] for source in record.sources] == [url]
+        assert [source.provenance["uri"] for source in record.sources] == [f"{url}?v=1"]
+        written = [path.read_bytes() for path in folder.glob("shard-*")]
+        assert written
+        assert not any(b"Signature" in data for data in written)
     finally:
         server.close()
 
