@@ -129,6 +129,10 @@ def test_damaged_torn_and_failed_shards_are_made_again_with_the_same_bytes(clips
     summary = encode(clips, out, CONFIG, workers=1, retry_failed=True)
     # Three damaged ones, that with a failed clip, and that whose source is damaged.
     assert (summary.shards_done, summary.shards_resumed) == (5, 1)
+    # Nothing of what had a record is deleted, nor said to be well.
+    assert (out / "damaged" / f"{shard_name(5)}.tar").read_bytes() == data
+    assert "2 damaged shards lie in" in summary.notes[0]
+    shutil.rmtree(out / "damaged")
     assert contents(out) == contents(whole[0])
 
 

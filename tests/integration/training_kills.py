@@ -1,9 +1,9 @@
 """Kill training at random moments, let it go on, and compare what comes out bit for bit.
 
 Each round starts `animator train animator` with two workers on a Ray cluster of several nodes on
-this machine, kills the driver, a worker or a whole node with SIGKILL after a random time, or either
-of them while a checkpoint is being written, perhaps once more while it goes on, and repeats the
-command until it succeeds. Then the log of every step and the released weights must be those of a
+this machine, kills the driver, a worker or a whole node with SIGKILL at a random moment between its
+start and its last step, or either of the first two while a checkpoint is being written, perhaps
+once more while it goes on, and repeats the command until it succeeds. Then the log of every step and the released weights must be those of a
 run that nobody disturbed, to the last bit, and nothing be left behind.
 
     python tests/integration/training_kills.py --runs 30 --report kills.json
@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ SETTINGS = (
     "run.max_failures=20",
     "run.track=false",
 )
+EARLY_SECONDS = 10.0  # before the first step there is time for kills, too
 LIMIT_SECONDS = 300.0
 MOST_RESUMES = 10
 
@@ -103,6 +104,21 @@ def strike(
     return True
 
 
+def wait_for(moment: float, driver: subprocess.Popen[bytes], out: Path) -> None:
+    """Until so many steps are logged and a fraction of a second more, or the driver has ended.
+
+    Args:
+        moment: steps; below 0, seconds after the start instead.
+    """
+    if moment < 0:
+        with suppress(subprocess.TimeoutExpired):
+            driver.wait(-moment)
+        return
+    while driver.poll() is None and len(read_metrics(out / "metrics.jsonl")) < int(moment):
+        time.sleep(0.02)
+    time.sleep(moment % 1)
+
+
 def outcome(out: Path) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
     """What every step computed, and the bytes of the released weights."""
     records = [
@@ -139,7 +155,7 @@ def run_to_the_end(
     nodes: Nodes,
     rng: random.Random,
 ) -> dict[str, Any]:
-    """One round: start, strike at each moment (seconds), start again until it succeeds."""
+    """One round: start, strike at each moment, start again until it succeeds."""
     struck, starts = [], 0
     driver = None
     began = time.monotonic()
@@ -149,9 +165,7 @@ def run_to_the_end(
             driver, starts = start(shards, out, nodes.address), starts + 1
         if plan:
             kind, moment = plan.pop(0)
-            if kind != "save":
-                with suppress(subprocess.TimeoutExpired):
-                    driver.wait(moment)
+            wait_for(moment, driver, out)
             while driver.poll() is None:
                 if strike(kind, driver, nodes, out, rng):
                     struck.append(kind)
@@ -174,8 +188,14 @@ def run_to_the_end(
             return {"struck": struck, "starts": starts, "gave_up": True}
 
 
-def torture(runs: int, folder: Path, *, seed: int = 0) -> dict[str, Any]:
-    """`runs` rounds in `folder`; `failures` of the result is empty if all is well."""
+def torture(
+    runs: int, folder: Path, *, seed: int = 0, kinds: Sequence[str] = KINDS
+) -> dict[str, Any]:
+    """`runs` rounds in `folder`; `failures` of the result is empty if all is well.
+
+    Args:
+        kinds: what is killed first in each round, in turn.
+    """
     rng = random.Random(seed)
     shards = make_shards(folder / "shards")
     nodes = Nodes(WORKER)
@@ -190,11 +210,12 @@ def torture(runs: int, folder: Path, *, seed: int = 0) -> dict[str, Any]:
         expected = outcome(whole)
         for number in range(runs):
             out = folder / f"run-{number:03d}"
-            kinds = [KINDS[number % len(KINDS)]]
+            strikes = [kinds[number % len(kinds)]]
             if rng.random() < 0.4:
-                kinds.append(rng.choice(KINDS))
-            moments = [rng.uniform(0.2, 1.0) * length for _ in kinds]
-            result = run_to_the_end(kinds, moments, shards, out, nodes, rng)
+                strikes.append(rng.choice(KINDS))
+            last = len(expected[0]) - 1
+            moments = sorted(rng.uniform(-EARLY_SECONDS, last) for _ in strikes)
+            result = run_to_the_end(strikes, moments, shards, out, nodes, rng)
             wrong = list(problems(out, expected))
             wrong += [key for key in ("hung", "gave_up") if result.get(key)]
             if left := orphans(nodes):
@@ -202,7 +223,7 @@ def torture(runs: int, folder: Path, *, seed: int = 0) -> dict[str, Any]:
             rounds.append(result)
             if wrong:
                 log = (folder / f"{out.name}.log").read_text()[-1500:]
-                failures.append({"run": number, "kinds": kinds, "wrong": wrong, "log": log})
+                failures.append({"run": number, "kinds": strikes, "wrong": wrong, "log": log})
             else:
                 shutil.rmtree(out)
             print(f"{number + 1}/{runs} {result} {wrong or 'ok'}", file=sys.stderr, flush=True)
