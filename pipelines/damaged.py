@@ -42,3 +42,7 @@ def damaged_notes(folder: Path) -> tuple[str, ...]:
         return ()
     said = "1 damaged shard lies" if count == 1 else f"{count} damaged shards lie"
     return (f"{said} in {place}, made anew here: look there, then remove that folder",)
+
+
+def _numbered(path: Path, number: int) -> str:
+    return path.name if number == 0 else f"{path.stem}.{number}{path.suffix}"
