@@ -2,9 +2,10 @@
 
 Each round starts `animator train animator` with two workers on a Ray cluster of several nodes on
 this machine, kills the driver, a worker or a whole node with SIGKILL at a random moment between its
-start and its last step, or either of the first two while a checkpoint is being written, perhaps
-once more while it goes on, and repeats the command until it succeeds. Then the log of every step and the released weights must be those of a
-run that nobody disturbed, to the last bit, and nothing be left behind.
+start and its last step, or one of the first two while a checkpoint is being written, perhaps once
+more while it goes on, and repeats the command until it succeeds. Then the log of every step and the
+released weights must be those of a run that nobody disturbed, to the last bit, and nothing be left
+behind.
 
     python tests/integration/training_kills.py --runs 30 --report kills.json
 """
