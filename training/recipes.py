@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from animator.config import svd_xt
+from animator.face_gradient import FACE_GRADIENT_LIMIT
 from inference.sampler import SamplerConfig
 from pipelines.motion_camera import CameraConfig
 from training.align import AlignConfig
@@ -189,7 +190,7 @@ def _published(*sizes: str, gpus: int) -> TrainConfig:
 
     The paper's: learning rate, eight clips a step, what is trained. Its first version's: noise
     levels, frames and stride, dropped conditions, AdamW (its defaults here). Ours, published
-    nowhere: clipping, averaging, warm-up, dropped face and pose.
+    nowhere: clipping, averaging, warm-up, dropped face and pose, the limit on the face's gradient.
 
     Args:
         sizes: HEIGHTxWIDTH; the last is the model's own, more than one are buckets.
@@ -206,6 +207,7 @@ def _published(*sizes: str, gpus: int) -> TrainConfig:
             drop_reference=0.2,
             drop_face=0.1,  # so that a guidance of its own is possible for each
             drop_pose=0.1,
+            face_gradient_limit=FACE_GRADIENT_LIMIT,  # an untrained Face Encoder's has no bound
             recompute=1.0,
             sampling=SamplerConfig(),
         ),
