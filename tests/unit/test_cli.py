@@ -127,7 +127,10 @@ def test_json_is_the_only_thing_on_stdout(capsys: pytest.CaptureFixture[str]) ->
         ("weights import-v1 nowhere --out made --channel-order gbr", "expected rgb or bgr"),
         ("weights from-svd nowhere --out made", "no folder of Stable Video Diffusion"),
         ("bench forward --preset huge", "expected one of tiny, svd_xt"),
-        ("train animator --recipe animator_576x1024_8gpu --shards nowhere --out made", "task.start=DIR"),
+        (
+            "train animator --recipe animator_576x1024_8gpu --shards nowhere --out made",
+            "task.start=DIR",
+        ),
         ("batch nowhere.jsonl --model nowhere --out made", "nowhere"),
         ("serve --model nowhere --data made", "nowhere"),
     ],
