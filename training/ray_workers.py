@@ -35,13 +35,12 @@ def train_on_ray(
     """
     import ray.exceptions
     import ray.train
-    from ray.train.torch import TorchTrainer
 
     use_gpu, cpus = _resources(config)
     # Ray's own list of what it has seen; our checkpoints say for themselves what they are, and a
     # list that a kill left torn would keep Ray from starting.
     shutil.rmtree(out / _STATE, ignore_errors=True)
-    trainer = TorchTrainer(
+    trainer = _trainer_class()(
         _worker,
         train_loop_config={
             "config": config,
@@ -119,6 +118,26 @@ def _worker(payload: dict[str, Any]) -> None:
         if isinstance(error, ValueError):
             write_failure(out, error)
         raise
+
+
+def _trainer_class() -> Any:
+    """Ray Train's trainer; on a cluster of our own, without the actor that outlives its controller.
+
+    That actor takes the workers' places away once Ray's state API does not know the controller.
+    It asks the cluster that was started last on the machine, which need not be this one, and then
+    takes them from a run that is well. A cluster of our own ends with the driver anyway.
+    """
+    from ray.train.torch import TorchTrainer
+
+    if "RAY_ADDRESS" in os.environ:
+        return TorchTrainer
+
+    class OwnClusterTrainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            made = super()._create_default_callbacks()
+            return [c for c in made if type(c).__name__ != "PlacementGroupCleanerCallback"]
+
+    return OwnClusterTrainer
 
 
 @contextmanager
