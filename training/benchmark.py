@@ -23,7 +23,6 @@ from typing import Any
 
 import psutil
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from animator.config import PRESETS, AnimatorConfig
@@ -43,6 +42,7 @@ from training.config import (
 from training.metrics import read_metrics
 from training.task import Batch
 from training.throughput import peak_flops
+from training.worker import join_alone
 
 ENGINES = {"zero2": ("deepspeed", 2), "ddp": ("ddp", 2)}
 _POOL = 4  # batches that come again and again
@@ -121,15 +121,15 @@ def bench_train(config: TrainBench, on_run: OnRun | None = None) -> dict[str, An
     total, done = len(config.engines) * (config.steps + _WARM_UP), 0
     rows, flops = {}, 0.0
     load = [os.getloadavg()[0]]
-    with _alone(device):
-        for name in config.engines:
-            engine, stage = ENGINES[name]
-            steps = config.steps + _WARM_UP
-            task = _BenchTask(config, device, on_run, done, total)
-            flops = task.flops
-            rows[name] = _measure(_training(config, engine, stage, steps), task, device)
-            done += steps
-            load.append(os.getloadavg()[0])
+    join_alone(device)
+    for name in config.engines:
+        engine, stage = ENGINES[name]
+        steps = config.steps + _WARM_UP
+        task = _BenchTask(config, device, on_run, done, total)
+        flops = task.flops
+        rows[name] = _measure(_training(config, engine, stage, steps), task, device)
+        done += steps
+        load.append(os.getloadavg()[0])
     return {
         "bench": "train",
         "date": datetime.now(UTC).date().isoformat(),
@@ -340,19 +340,6 @@ def _random_batch(sizes: AnimatorConfig, batch: int, seed: int) -> Batch:
             for name in ("image_token", "reference", "face", "pose")
         },
     }
-
-
-@contextmanager
-def _alone(device: torch.device) -> Iterator[None]:
-    """A process group of one."""
-    if dist.is_initialized():
-        raise RuntimeError("the benchmark needs a process without a process group")
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 @contextmanager

@@ -87,16 +87,13 @@ def _run_workers(
 def _train_here(config: TrainConfig, out: Path, run: tracking.TrackedRun | None) -> None:
     os.environ.update({**ray_workers.ALLOCATOR, **os.environ})
     import torch
-    import torch.distributed as dist
 
     from training.reporter import LocalReporter
-    from training.worker import run_worker
+    from training.worker import join_alone, run_worker
 
     use_gpu = torch.cuda.is_available() if config.run.use_gpu is None else config.run.use_gpu
     device = torch.device("cuda", 0) if use_gpu else torch.device("cpu")
-    if not dist.is_initialized():
-        backend = "nccl" if use_gpu else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    join_alone(device)
     if config.run.threads_per_worker:
         torch.set_num_threads(config.run.threads_per_worker)
     run_worker(config, out, run, reporter=LocalReporter(out), device=device)

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from training import tracking
 from training.config import TrainConfig
@@ -45,3 +46,13 @@ def run_worker(
         stack.callback(tracker.close)
         task = config.build_task()
         train_loop(task, config, out, reporter=reporter, tracker=tracker, device=device)
+
+
+def join_alone(device: torch.device) -> None:
+    """Make this process a group of one, where it is in none.
+
+    The group stays: DeepSpeed keeps the first one that it sees for the life of the process.
+    """
+    if not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)

@@ -153,7 +153,7 @@ def train(
 ) -> None:
     """Time a training step by part, and the loop's cost over a bare PyTorch step.
 
-    One worker, random weights and batches. Full size on a GPU: animator bench train
+    One worker, random weights and batches. On a GPU at full size. Example: animator bench train
     --preset svd_xt --dtype bf16 --engines zero2 --no-baseline --report train.json
     """
     from infra.progress import stage_bar

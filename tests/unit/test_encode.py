@@ -310,7 +310,7 @@ def test_clip_that_does_not_decode_is_recorded_and_the_others_are_encoded(tmp_pa
 def test_clip_with_fewer_frames_than_its_record_says_fails(tmp_path):
     record = write_clips(tmp_path / "shards", NAME, {"aa_000": moving_stripes(5, 0)})
     path = tmp_path / "shards" / f"{NAME}.json"
-    path.write_text(path.read_text().replace('"num_frames": 5', '"num_frames": 7'))
+    path.write_text(path.read_text().replace('"num_frames":5', '"num_frames":7'))
     encoded(tmp_path / "shards", tmp_path / "out")
     (made,) = shards.read_records(tmp_path / "out")
     assert "ends before frame 5 of 7" in made.sources[0].info["errors"]["aa_000"]
