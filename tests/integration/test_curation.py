@@ -258,6 +258,11 @@ def test_damaged_shard_is_made_again_with_the_same_bytes(videos, whole, tmp_path
     (out / ".work" / "dead" / "shard-000000.1").mkdir(parents=True)
     summary = curate([str(videos)], out, CONFIG, workers=2)
     assert (summary.shards_done, summary.shards_resumed) == (2, 4)
+    # What was damaged is never thrown away: it may be whole tomorrow.
+    damaged = {path.name for path in (out / "damaged").iterdir()}
+    assert damaged == {tars[0].name, tars[0].with_suffix(".json").name}
+    assert any("1 damaged shard lies" in note for note in summary.notes)
+    shutil.rmtree(out / "damaged")
     assert contents(out) == contents(whole[0])
 
 
