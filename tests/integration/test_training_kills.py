@@ -1,12 +1,12 @@
-"""Training survives what a cluster does to it: killed drivers, workers, nodes and saves."""
+"""Training on a cluster survives a kill at the worst moment."""
 
 import pytest
 from training_kills import torture
 
 
 @pytest.mark.slow
-def test_killed_runs_end_with_the_bits_of_an_undisturbed_one(tmp_path) -> None:
-    # Drivers and workers are killed in the tests of training, too.
-    result = torture(2, tmp_path, seed=5, kinds=("save", "node"))
+def test_run_killed_in_a_save_ends_with_the_bits_of_an_undisturbed_one(tmp_path) -> None:
+    # Drivers and workers are killed in the tests of training; the script does thirty rounds.
+    result = torture(1, tmp_path, seed=5, kinds=("save",))
     assert not result["failures"], result["failures"]
-    assert sum(result["kills"].values()) >= 2, "too few kills to mean anything"
+    assert result["kills"].get("save"), "nothing was killed in the middle of a save"
