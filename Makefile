@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 KEY := $(shell cat pyproject.toml constraints.txt infra/env/setup.sh | cksum | tr ' ' '-')
 READY := $(VENV)/.ready-$(KEY)
 OUT ?= demo
+# Two processes: the integration tests, which begin first and take longest, beside the unit tests.
+SIDE_BY_SIDE := -n 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help setup demo test test-unit lint format lock clean
 
@@ -23,10 +25,10 @@ demo: $(READY)  ## the whole chain on built-in material; ends with $(OUT)/report
 	@$(BIN)/animator demo --out $(OUT)
 
 test: $(READY)  ## all tests (real clips too when ANIMATOR_TEST_DATA names their folder)
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q $(SIDE_BY_SIDE)
 
 test-unit: $(READY)  ## the tests of single modules only
-	@$(BIN)/python -m pytest -q tests/unit
+	@$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) tests/unit
 
 lint: $(READY)  ## ruff, ruff format, pyright: the three that pre-commit runs too
 	@$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Shared by all tests: real clips and models where they are given, and few threads.
+"""Shared by all tests: real clips and models where they are given, few threads, groups.
 
 Its being here also makes the folder importable, for the parts that several tests share.
 """
@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 
 # Before any import of numpy, torch or OpenCV: tests run side by side on small machines.
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_name, "2")
+    os.environ.setdefault(_name, str(THREADS))
 # Threads that wait by spinning hold up the other processes of a test.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -23,7 +24,16 @@ def _data_folder() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs real data where there is none."""
+    """Skip what needs real data where there is none; say which tests must stay together.
+
+    Clusters on one machine get into each other's way, so a single process runs all integration
+    tests, one after another, while others run the unit tests. A file of these stays in one process,
+    with what its tests share.
+    """
+    for item in items:
+        room = item.path.relative_to(ROOT / "tests")
+        group = room.parts[0] if room.parts[0] == "integration" else room.stem
+        item.add_marker(pytest.mark.xdist_group(group))
     folder = _data_folder()
     if folder.is_dir():
         return
@@ -38,7 +48,7 @@ def _few_threads() -> None:
     import cv2
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     cv2.setNumThreads(1)
 
 

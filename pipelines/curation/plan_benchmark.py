@@ -96,10 +96,21 @@ def _step(step: str, manifest: Path, out: Path) -> None:
     result: dict[str, Any] = {}
     if step == "resume":
         result["done"] = len(scan_done(out, plan).names)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # In kB, but on macOS in bytes.
-    result["peak_bytes"] = peak if sys.platform == "darwin" else peak << 10
+    result["peak_bytes"] = _peak_bytes()
     print(json.dumps(result))
+
+
+def _peak_bytes() -> int:
+    """The most memory this process held, since it became this program.
+
+    Linux's `ru_maxrss` is handed on through `exec`: it would count what our parent held.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) << 10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak << 10  # in kB, but on macOS in bytes
 
 
 def _write_manifests(root: Path, count: int) -> None:

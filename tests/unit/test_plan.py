@@ -217,9 +217,11 @@ def test_estimate_goes_by_the_times_of_the_folder(tmp_path):
 
 
 def test_benchmark_of_planning_measures_each_step(tmp_path):
+    ours = b"\1" * (1 << 30)  # what this process holds is not the step's
     found = measure_planning(300, 5, folder=tmp_path)
+    assert len(ours) == 1 << 30
     assert (found["sources"], found["shards_committed"]) == (300, 5)
     for step in ("plan_csv", "plan_parquet", "resume_first", "resume"):
         assert found[step]["seconds"] > 0
-        assert 1 << 24 < found[step]["peak_bytes"] < 2 << 30
+        assert 1 << 24 < found[step]["peak_bytes"] < 1 << 30
     assert list(tmp_path.iterdir()) == []
