@@ -1,7 +1,7 @@
 """The animator: UNet, PoseNet and Face Encoder as one module, and its forward pass.
 
 Shapes: B batch, T frames, C latent channels, H W pixels, h w latent size (H/8, W/8),
-D context width, E face embedding.
+D context width, E face embedding, F face tokens, P people.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from animator.face_encoder import FaceEncoder, FaceProjection
 from animator.face_gradient import limit_gradient
 from animator.pose_net import PoseNet
 from animator.tensor_files import MAX_SHARD_SIZE, load_component
-from animator.unet import build_unet, pose_features
+from animator.unet import build_unet, face_regions, pose_features
 from animator.weights import ANIMATOR_PARTS, animator_sizes, save_model
 
 
@@ -160,6 +160,16 @@ class Animator(nn.Module):
                 face_tokens = face_tokens * keep_face.to(face_tokens).reshape(-1, 1, 1)
         return torch.cat([image_token, face_tokens], dim=1)
 
+    def context_of_people(self, image_token: Tensor, face_embeddings: Tensor) -> Tensor:
+        """Image token `(1, 1, D)` and the face tokens of P people, `(1, 1 + P·F, D)`.
+
+        Args:
+            face_embeddings: one a person, `(P, E)`.
+        """
+        tokens = image_token.expand(len(face_embeddings), -1, -1)
+        people = self.context(tokens, face_embeddings)
+        return torch.cat([people[:1, :1], people[:, 1:].flatten(0, 1)[None]], dim=1)
+
     def denoise(
         self,
         sample: Tensor,
@@ -167,13 +177,22 @@ class Animator(nn.Module):
         context: Tensor,
         features: Tensor | None,
         added_time_ids: Tensor,
+        regions: Tensor | None = None,
     ) -> Tensor:
         """The UNet alone, on a context and pose features `(B·T, C0, h, w)` computed before.
 
         A sampler computes both once a clip and calls this once a step.
+
+        Args:
+            regions: with a context of several people, whose place each latent cell is, from 0,
+                `(B·T, h, w)`.
+
+        Raises:
+            ValueError: for shapes that do not fit each other.
         """
         self._check(sample)
-        with pose_features(self.unet, features):
+        self._check_people(sample, context, regions)
+        with pose_features(self.unet, features), face_regions(self.unet, regions):
             output: Any = self.unet(
                 sample.to(self.dtype),
                 timestep,
@@ -182,6 +201,23 @@ class Animator(nn.Module):
                 return_dict=False,
             )
         return output[0]
+
+    def _check_people(self, sample: Tensor, context: Tensor, regions: Tensor | None) -> None:
+        people, rest = divmod(context.shape[1] - 1, self.config.num_face_tokens)
+        if rest or people < 1 or (people > 1 and regions is None):
+            raise ValueError(
+                f"Got a context of {context.shape[1]} tokens"
+                f"{'' if regions is None else ' and regions'}, but expected one image token and "
+                f"{self.config.num_face_tokens} face tokens a person, with regions for several."
+            )
+        if regions is None:
+            return
+        expected = (sample.shape[0] * sample.shape[1], *sample.shape[-2:])
+        if tuple(regions.shape) != expected or int(regions.max()) >= people:
+            raise ValueError(
+                f"Got regions {tuple(regions.shape)} of {int(regions.max()) + 1} people, but "
+                f"expected {expected} of at most {people}."
+            )
 
     def _check_conditions(self, sample: Tensor, **given: Tensor | None) -> None:
         config, (batch, frames) = self.config, sample.shape[:2]

@@ -2,7 +2,7 @@
 
 The class of diffusers is used as it is. What the method adds enters through its own seams:
 attention processors, and a first convolution that adds the pose features to its output.
-Shapes: B batch, T frames, C latent channels, h w latent size, D context width.
+Shapes: B batch, T frames, C latent channels, h w latent size, D context width, P people.
 """
 
 import contextlib
@@ -102,3 +102,20 @@ def pose_features(
         yield
     finally:
         conv_in.pose_features = None
+
+
+@contextlib.contextmanager
+def face_regions(unet: UNetSpatioTemporalConditionModel, regions: Tensor | None) -> Iterator[None]:
+    """For the calls inside, each latent cell sees the face tokens of one person.
+
+    Args:
+        regions: number of that person, from 0, `(B·T, h, w)`; None is one person everywhere.
+    """
+    adapters = [module for module in unet.modules() if isinstance(module, IDAdapter)]
+    for adapter in adapters:
+        adapter.regions = regions
+    try:
+        yield
+    finally:
+        for adapter in adapters:
+            adapter.regions = None
