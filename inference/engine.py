@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from inference.perception import AnimationError, Perception, check_inputs
+from inference.perception_cache import RememberingPerception
 from inference.pipeline import AnimationPipeline, AnimationResult
 from inference.requests import AnimationRequest
 from pipelines.faces import Face
@@ -61,6 +62,8 @@ class AnimationEngine:
         dtype: of the weights (see `AnimationPipeline.from_pretrained`).
         changes: of the model's own settings of sampling, guidance and alignment, as
             "sampling.churn=40".
+        remember: how many answers of perception are kept for requests that share a picture or a
+            clip; none by default.
 
     Raises:
         ValueError: where the model cannot be loaded.
@@ -74,6 +77,7 @@ class AnimationEngine:
         alignment: str = "auto",
         dtype: str = "auto",
         changes: Sequence[str] = (),
+        remember: int = 0,
     ):
         self.model_dir = Path(model_dir)
         self.pipeline = AnimationPipeline.from_pretrained(
@@ -81,7 +85,12 @@ class AnimationEngine:
         )
         self.settings = apply_overrides(self.pipeline.settings, changes)
         # A model that was trained on one recogniser's embeddings brings its own detector too.
-        self.perception = Perception(face, pose, faces=self.pipeline.encoder.recogniser)
+        faces = self.pipeline.encoder.recogniser
+        self.perception = (
+            RememberingPerception(face, pose, faces, keep=remember)
+            if remember
+            else Perception(face, pose, faces)
+        )
 
     def run(
         self,
