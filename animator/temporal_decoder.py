@@ -42,7 +42,22 @@ class Stage:
     scale: int  # how many times larger than the latents its frames are, on each side
 
 
-def _stages(decoder: TemporalDecoder) -> tuple[list[Stage], list[PerFrame]]:
+class Watcher:
+    """What sees the inside of a pass over the clip; this one looks at nothing."""
+
+    def layer(self, layer: PerFrame) -> PerFrame:
+        """The layer to run in place of one that treats each frame `(t, C, H, W)` alone."""
+        return layer
+
+    def clip_norm(self, norm: nn.GroupNorm, factors: tuple[Tensor, Tensor]) -> None:
+        """What a temporal norm multiplies by and adds, float32 `(1, C, 1, 1, 1)` each."""
+
+    def entering(self, conv: nn.Conv3d, chunks: Iterator[Tensor]) -> Iterator[Tensor]:
+        """The chunks `(1, C, t, H, W)` that a temporal convolution is given, in order."""
+        return chunks
+
+
+def stages_of(decoder: TemporalDecoder) -> tuple[list[Stage], list[PerFrame]]:
     """The decoder's layers in the order of its `forward`, and what follows the last block."""
     middle: Any = decoder.mid_block
     layers: list[Any] = [decoder.conv_in, middle.resnets[0]]
@@ -80,7 +95,7 @@ def temporal_reach(decoder: TemporalDecoder) -> int:
     The normalisation reaches further still, over all frames of the pass, as a factor and an
     offset of each group of channels.
     """
-    temporal = [stage.block.temporal_res_block for stage in _stages(decoder)[0]]
+    temporal = [stage.block.temporal_res_block for stage in stages_of(decoder)[0]]
     convolutions = [conv for block in temporal for conv in (block.conv1, block.conv2)]
     return sum(conv.kernel_size[0] // 2 for conv in [*convolutions, decoder.time_conv_out])
 
@@ -91,7 +106,7 @@ def frame_bytes(decoder: TemporalDecoder, latents: Tensor) -> int:
     151 MB for 576x1024 pixels in half precision at the published size. The buffers of a pass are
     that times T; the chunk being computed comes on top.
     """
-    elements = max(stage.channels * stage.scale**2 for stage in _stages(decoder)[0])
+    elements = max(stage.channels * stage.scale**2 for stage in stages_of(decoder)[0])
     return elements * latents.shape[-2] * latents.shape[-1] * latents.element_size()
 
 
@@ -176,9 +191,14 @@ def _read(frames: list[Tensor], chunk_size: int, device: torch.device) -> Iterat
 
 
 def _blended(
-    block: SpatioTemporalResBlock, spatial: Iterator[Tensor], norms: Sequence[_WholeClipNorm]
+    block: SpatioTemporalResBlock,
+    spatial: Iterator[Tensor],
+    norms: Sequence[_WholeClipNorm],
+    watcher: Watcher,
 ) -> Iterator[Tensor]:
     """The block's result in chunks `(t, C, H, W)` from what its spatial half gave."""
+    for norm in norms:
+        watcher.clip_norm(norm.norm, norm.factors())
     temporal = block.temporal_res_block
     waiting: deque[Tensor] = deque()  # frames whose temporal part is not there yet
 
@@ -196,12 +216,17 @@ def _blended(
         )
         return rearrange(after, "1 c t h w -> t c h w")
 
-    hidden = _along_time(temporal.conv1, _activated(norms[0], temporal, map(noted, spatial)))
-    return map(mixed, _along_time(temporal.conv2, _activated(norms[1], temporal, hidden)))
+    entering = watcher.entering(temporal.conv1, _activated(norms[0], temporal, map(noted, spatial)))
+    hidden = _activated(norms[1], temporal, _along_time(temporal.conv1, entering))
+    return map(mixed, _along_time(temporal.conv2, watcher.entering(temporal.conv2, hidden)))
 
 
 def _through(
-    stage: Stage, chunks: Iterator[Tensor], chunk_size: int, buffer_device: torch.device
+    stage: Stage,
+    chunks: Iterator[Tensor],
+    chunk_size: int,
+    buffer_device: torch.device,
+    watcher: Watcher,
 ) -> Iterator[Tensor]:
     """Run a stage over all frames: chunks `(t, C, H, W)` in, chunks of its result out.
 
@@ -212,9 +237,10 @@ def _through(
     first, second = _WholeClipNorm(temporal.norm1), _WholeClipNorm(temporal.norm2)
     frames: list[Tensor] = []
     device = buffer_device
+    layers = [watcher.layer(layer) for layer in stage.per_frame]
     for chunk in chunks:
         device = chunk.device
-        for layer in stage.per_frame:
+        for layer in layers:
             chunk = layer(chunk)
         first.gather(rearrange(chunk, "t c h w -> 1 c t h w"))
         frames.extend(chunk.to(buffer_device).unbind())
@@ -223,7 +249,7 @@ def _through(
     for hidden in _along_time(temporal.conv1, _activated(first, temporal, kept)):
         second.gather(hidden)
         del hidden
-    return _blended(stage.block, _read(frames, chunk_size, device), (first, second))
+    return _blended(stage.block, _read(frames, chunk_size, device), (first, second), watcher)
 
 
 def _roomiest_device(device: torch.device, num_bytes: int) -> torch.device:
@@ -242,6 +268,7 @@ def decode_clip(
     *,
     chunk_size: int = 2,
     buffer_device: torch.device | None = None,
+    watcher: Watcher | None = None,
 ) -> Tensor:
     """What `decoder(latents, num_frames=T)` gives in one pass, to rounding.
 
@@ -252,6 +279,7 @@ def decode_clip(
         chunk_size: frames computed at a time. It changes memory and time, not the frames.
         buffer_device: where frames wait between two layers: T times `frame_bytes`. By default
             the compute device if they take at most half of its free memory, else the host.
+        watcher: sees the inside of the pass.
 
     Returns:
         Frames `(T, 3, H, W)` on the latents' device, not clamped.
@@ -264,13 +292,15 @@ def decode_clip(
             f"Got {len(latents)} frames to decode {chunk_size} at a time, but expected at least "
             "1 of each."
         )
+    watcher = watcher or Watcher()
     if buffer_device is None:
         needed = len(latents) * frame_bytes(decoder, latents)
         buffer_device = _roomiest_device(latents.device, needed)
-    stages, last = _stages(decoder)
+    stages, closing = stages_of(decoder)
+    last = [watcher.layer(layer) for layer in closing]
     chunks: Iterator[Tensor] = iter(latents.split(chunk_size))
     for stage in stages:
-        chunks = _through(stage, chunks, chunk_size, buffer_device)
+        chunks = _through(stage, chunks, chunk_size, buffer_device, watcher)
 
     def pictures() -> Iterator[Tensor]:
         for chunk in chunks:
@@ -278,7 +308,8 @@ def decode_clip(
                 chunk = layer(chunk)
             yield rearrange(chunk, "t c h w -> 1 c t h w")
 
-    frames = torch.cat(list(_along_time(decoder.time_conv_out, pictures())), dim=2)
+    entering = watcher.entering(decoder.time_conv_out, pictures())
+    frames = torch.cat(list(_along_time(decoder.time_conv_out, entering)), dim=2)
     return rearrange(frames, "1 c t h w -> t c h w").contiguous()
 
 
