@@ -6,7 +6,7 @@ T frames, H W height and width
 import math
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
@@ -54,13 +54,15 @@ def encode(
     audio_start: float = 0.0,
     audio_seconds: float | None = None,
     preset: str = "medium",
+    metadata: Mapping[str, str] | None = None,
 ) -> EncodeResult:
     """Write (H, W, 3) uint8 RGB `frames` to `path` as H.264 yuv420p in an mp4.
 
     An odd side is padded to even by repeating its last line. The file appears at `path` complete or
     not at all. The sound of `audio_from` from `audio_start` on is cut to the length of the video
     (and to `audio_seconds`); where it is missing or damaged the video is written without it, which
-    the result says. Raises VideoError for frames that make no video.
+    the result says. `metadata` is what the container says of itself ("title", "comment"). Raises
+    VideoError for frames that make no video.
     """
     path = Path(path)
     rate = _rate(fps)
@@ -84,6 +86,7 @@ def encode(
                 av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"})
             )
             container.flags |= Flags.bitexact.value
+            container.metadata.update(metadata or {})
             video = _add_video(container, size, rate, {"crf": str(crf), "preset": preset}, gop)
             track = None if sound is None else SoundTrack(container, sound, audio_seconds)
             count = 0

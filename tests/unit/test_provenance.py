@@ -1,0 +1,154 @@
+"""Marks on a generated video: metadata, a visible text, a signed manifest."""
+
+import datetime
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from inference.provenance import (
+    ProvenanceConfig,
+    ProvenanceError,
+    Signer,
+    file_metadata,
+    watermarked,
+)
+from pipelines.video import decode
+from pipelines.video_encode import encode
+
+MODELS = {"animator": {"name": "tiny", "licence": "that of its training data"}}
+GREY = np.full((4, 96, 128, 3), 100, np.uint8)
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A chain of a root and a signer, and the signer's key."""
+    chain, parent = [], None
+    for name in ("Root", "Signer"):
+        key, ca = ec.generate_private_key(ec.SECP256R1()), parent is None
+        own = x509.Name(
+            [
+                x509.NameAttribute(NameOID.COMMON_NAME, name),
+                x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Tests"),
+            ]
+        )
+        issuer, issuer_key = parent or (own, key)
+        usage = dict.fromkeys(
+            (
+                *("content_commitment", "key_encipherment", "data_encipherment"),
+                *("key_agreement", "encipher_only", "decipher_only"),
+            ),
+            False,
+        )
+        now, days = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
+        builder = (
+            x509.CertificateBuilder(issuer, own, key.public_key(), x509.random_serial_number())
+            .not_valid_before(now - days)
+            .not_valid_after(now + days)
+            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+            .add_extension(
+                x509.KeyUsage(digital_signature=not ca, key_cert_sign=ca, crl_sign=ca, **usage),
+                critical=True,
+            )
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()),
+                critical=False,
+            )
+        )
+        if not ca:
+            usages = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION])
+            builder = builder.add_extension(usages, critical=False)
+        signed = builder.sign(issuer_key, hashes.SHA256())
+        chain.insert(0, signed.public_bytes(serialization.Encoding.PEM))
+        parent = own, key
+    plain = serialization.NoEncryption()
+    form = serialization.PrivateFormat.PKCS8
+    files = folder / "chain.pem", folder / "key.pem"
+    files[0].write_bytes(b"".join(chain))
+    files[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, form, plain))
+    return files
+
+
+def test_a_signed_video_says_what_made_it_and_notices_a_change(tmp_path: Path) -> None:
+    c2pa = pytest.importorskip("c2pa", reason="c2pa-python is not installed")
+    chain, key = certificate(tmp_path)
+    config = ProvenanceConfig(certificate=chain, key=key)
+    video = tmp_path / "out.mp4"
+    encode(video, GREY, fps=8)
+    before = decode(video)
+    Signer(config).sign(video, MODELS, "out.mp4")
+    assert np.array_equal(decode(video), before)
+    reader = c2pa.Reader(video)
+    assert reader.get_validation_state() == "Valid"
+    manifest = reader.get_active_manifest()
+    assert manifest["title"] == "out.mp4"
+    assert "trainedAlgorithmicMedia" in json.dumps(manifest)
+    assert "that of its training data" in json.dumps(manifest)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chain.pem", "key.pem", "out.mp4"]
+
+    data = bytearray(video.read_bytes())
+    data[-200] ^= 1  # a picture
+    video.write_bytes(data)
+    assert c2pa.Reader(video).get_validation_state() == "Invalid"
+
+
+def test_what_cannot_sign_is_refused_before_and_leaves_the_video(tmp_path: Path) -> None:
+    pytest.importorskip("c2pa", reason="c2pa-python is not installed")
+    chain, key = certificate(tmp_path)
+    with pytest.raises(ProvenanceError, match=r"missing\.pem: cannot be read"):
+        Signer(ProvenanceConfig(certificate=tmp_path / "missing.pem", key=key))
+    with pytest.raises(ProvenanceError, match="cannot sign"):
+        Signer(ProvenanceConfig(certificate=key, key=chain))
+    text = tmp_path / "out.mp4"
+    text.write_text("no video")
+    with pytest.raises(ProvenanceError, match="cannot be signed"):
+        Signer(ProvenanceConfig(certificate=chain, key=key)).sign(text, MODELS, "out.mp4")
+    assert text.read_text() == "no video"
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_the_container_says_that_a_model_made_it_the_same_each_time(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        encode(tmp_path / name, GREY, fps=8, metadata=file_metadata())
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        assert "Generated by a model: stableanimator-pp" in container.metadata["comment"]
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+@pytest.mark.parametrize("size", [(96, 128), (1024, 576), (33, 200), (400, 90)])
+def test_watermark_lies_in_the_lower_right_corner(size: tuple[int, int]) -> None:
+    frames = np.full((2, *size, 3), 100, np.uint8)
+    marked = np.stack(list(watermarked(frames, "AI-generated")))
+    assert np.array_equal(marked[0], marked[1])
+    changed = (marked[0] != 100).any(-1)
+    rows, columns = np.nonzero(changed)
+    assert changed.any()
+    assert rows.min() > size[0] / 2
+    assert columns.mean() > size[1] / 2 or columns.max() - columns.min() > 0.8 * size[1]
+    assert columns.min() > 0
+    assert marked.max() > 140  # light
+    assert (frames == 100).all()  # the given ones are untouched
+
+
+def test_without_a_text_frames_stay_as_they_are() -> None:
+    assert np.array_equal(np.stack(list(watermarked(GREY, ""))), GREY)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"watermark": "x" * 61}, "at most 60"),
+        ({"watermark": "künstlich"}, "ASCII"),
+        ({"watermark": "two\nlines"}, "control characters"),
+        ({"certificate": Path("a.pem")}, "expected both"),
+        ({"algorithm": "rsa"}, "one of es256"),
+    ],
+)
+def test_marks_that_cannot_be_made_are_refused(given: dict, said: str) -> None:
+    with pytest.raises(ProvenanceError, match=said):
+        ProvenanceConfig(**given)
