@@ -35,6 +35,7 @@ def fit(
     per_gpu: int | None = 1,
     threads: int | None = 1,
     grows: bool = False,
+    options: str = "--workers or --decoders",
 ) -> Pool:
     """The pool that fits on nodes with these resources (`CPU`, `GPU`).
 
@@ -61,8 +62,8 @@ def fit(
         have = "; ".join(amounts(node) for node in nodes[:4]) or "none"
         raise RunError(
             f"{workers or 1} workers need {need} each, the Ray cluster has room for {room} of them "
-            f"(its machines: {have}{', …' if len(nodes) > 4 else ''}): give fewer --workers or "
-            "--decoders, leave them out to take what is there, or enlarge the cluster."
+            f"(its machines: {have}{', …' if len(nodes) > 4 else ''}): give fewer {options}, "
+            "leave them out to take what is there, or enlarge the cluster."
         )
     most = math.ceil(tasks / threads)
     size = min(workers or room, room, most)

@@ -30,7 +30,8 @@ from pipelines.curation.revise import resume_revision
 from pipelines.curation.sources import read_sources
 from pipelines.curation.worker import DOWNLOADS_FOLDER, ShardWork, versions
 from pipelines.damaged import damaged_notes
-from pipelines.ray_session import PATIENCE_SECONDS, Pool, RunError, run_pool, session
+from pipelines.ray_pool import run_pool
+from pipelines.ray_session import PATIENCE_SECONDS, Pool, RunError, session
 from pipelines.schema import ShardError
 
 __all__ = ["Progress", "RunError", "RunSummary", "ShardWorker", "curate"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import ray_session, schema, shards
+from pipelines import ray_pool, ray_session, schema, shards
 from pipelines.curation.ledger import RunJournal, folder_lock
 from pipelines.damaged import damaged_notes
 from pipelines.encode import plan
@@ -190,7 +190,7 @@ def _run(
     try:
         with ray_session.session(workers, len(todo), per_gpu=WORKERS_PER_GPU) as pool:
             with report_progress(journal, frames, clips, tell) as spent:
-                ray_session.run_pool(ShardEncoder, (job, run), todo, pool, _SHARD_SECONDS)
+                ray_pool.run_pool(ShardEncoder, (job, run), todo, pool, _SHARD_SECONDS)
     finally:
         journal.close()
     left = [name for name in todo if not (job.out / f"{name}.json").is_file()]

@@ -26,8 +26,9 @@ from pipelines.curation.ledger import RunJournal
 from pipelines.curation.pipeline import ShardWorker, curate
 from pipelines.curation.worker import versions
 from pipelines.overrides import apply_overrides
+from pipelines.ray_pool import run_pool
 from pipelines.ray_session import cluster as connected
-from pipelines.ray_session import run_pool, session
+from pipelines.ray_session import session
 from pipelines.ray_sizes import Pool, RunError, fit
 
 pytestmark = pytest.mark.slow

@@ -15,6 +15,7 @@ FENCES = {
     "ray": (
         "pipelines/curation",
         "pipelines/encode",
+        "pipelines/ray_pool.py",
         "pipelines/ray_session.py",
         "inference/batch.py",
         "inference/serve.py",
