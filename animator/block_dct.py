@@ -8,6 +8,7 @@ Shapes: T frames, H W pixels, h w = H/8 W/8 latent size, C = 48 channels.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +16,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from animator.spectrum import RGB_TO_YCC, cosine_basis, frequencies
+from animator.temporal_decoder import Latents
 
 BLOCK = 8
 NUM_LUMA, NUM_CHROMA = 32, 8
+DECODED = 16  # frames of a stream that are decoded together
 
 # Spread of the coefficients of natural images at video-thumbnail size, as a law of the spatial
 # frequency f: DC, then a / f^1.37 (the 1/f amplitude spectrum of natural scenes), for frames in
@@ -86,3 +89,12 @@ class BlockDCT(nn.Module):
         return F.conv_transpose2d(
             latents.float() * self.get_buffer("scale"), self.get_buffer("synthesis"), stride=BLOCK
         )
+
+    def decode_stream(self, latents: Latents) -> Iterator[Tensor]:
+        """Frames `(t, 3, H, W)` of a clip in order, a few at a time."""
+        for start in range(0, len(latents), DECODED):
+            yield self.decode(latents[start : start + DECODED])
+
+    def decode_spans(self, latents: Latents) -> list[tuple[int, int]]:
+        """One span: each frame is decoded by itself."""
+        return [(0, len(latents))]

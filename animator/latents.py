@@ -4,18 +4,25 @@ Shapes: T frames, H W pixels, C latent channels, h w latent size.
 """
 
 import copy
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import (
     AutoencoderKLTemporalDecoder,
-    TemporalDecoder,
 )
 from torch import Tensor, nn
 
 from animator.block_dct import BlockDCT
-from animator.temporal_decoder import decode_windows
+from animator.temporal_decoder import (
+    Latents,
+    decode_clip,
+    frame_bytes,
+    stream_windows,
+    window_spans,
+)
 
 # diffusers' name of a model's weights, without its endings.
 WEIGHTS = "diffusion_pytorch_model"
@@ -40,6 +47,14 @@ class LatentCodec(Protocol):
         """Frames `(T, 3, H, W)` from latents on the scale of `encode`; not clamped."""
         ...
 
+    def decode_stream(self, latents: Latents) -> Iterator[Tensor]:
+        """What `decode` gives, in order, in parts `(t, 3, H, W)` of a bounded number of frames."""
+        ...
+
+    def decode_spans(self, latents: Latents) -> list[tuple[int, int]]:
+        """First and last + 1 frame of what is decoded together; neighbours may overlap."""
+        ...
+
 
 class TemporalVAE(nn.Module):
     """Stable Video Diffusion's VAE, frozen.
@@ -55,6 +70,7 @@ class TemporalVAE(nn.Module):
             `animator.temporal_decoder.decode_windows`. 16 GiB are 113 frames of 576x1024 pixels
             in half precision, and half as many in float32.
         overlap: frames that the windows of a longer clip share.
+        max_frames: of one pass, so that memory does not grow with the length of a clip.
         gradient_frames: frames of one pass where the latents ask for a gradient.
     """
 
@@ -68,6 +84,7 @@ class TemporalVAE(nn.Module):
         *,
         max_buffer_bytes: int = 16 * 2**30,
         overlap: int = 16,
+        max_frames: int = 64,
         gradient_frames: int = 8,
     ):
         super().__init__()
@@ -77,6 +94,7 @@ class TemporalVAE(nn.Module):
         self.chunk_size = chunk_size
         self.max_buffer_bytes = max_buffer_bytes
         self.overlap = overlap
+        self.max_frames = max_frames
         self.gradient_frames = gradient_frames
 
     @classmethod
@@ -139,32 +157,45 @@ class TemporalVAE(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Frames `(T, 3, H, W)` from `(T, C, h, w)`, all of one clip.
 
-        The same as one pass over the clip, in cross-faded windows where its buffers exceed
-        `max_buffer_bytes` (`animator.temporal_decoder`). Where gradients are on and the latents
-        ask for one, passes of `gradient_frames` are made instead, each a clip of its own to the
-        decoder.
+        The same as one pass over the clip, in cross-faded windows where it is longer than
+        `max_frames` or its buffers exceed `max_buffer_bytes` (`animator.temporal_decoder`). Where
+        gradients are on and the latents ask for one, passes of `gradient_frames` are made instead,
+        each a clip of its own to the decoder.
         """
-        scaled = latents.float() / self.scaling_factor
         if torch.is_grad_enabled() and latents.requires_grad:
+            scaled = latents.float() / self.scaling_factor
             chunks = scaled.to(self.dtype).split(self.gradient_frames)
             decoded = [self.vae.decode(c, num_frames=len(c), return_dict=False)[0] for c in chunks]
             return torch.cat(decoded)
-        frames = self._streamed(self.vae.decoder, scaled.to(self.dtype))
-        if self.dtype == torch.float16 and not frames.isfinite().all():
-            # Latents far from those of pictures leave float16's range within the decoder.
-            frames = self._streamed(copy.deepcopy(self.vae.decoder).float(), scaled)
-            limits = torch.finfo(torch.float16)
-            frames = frames.clamp(limits.min, limits.max).to(torch.float16)
-        return frames
+        return torch.cat(list(self.decode_stream(latents)))
 
-    def _streamed(self, decoder: TemporalDecoder, latents: Tensor) -> Tensor:
-        return decode_windows(
-            decoder,
+    def decode_stream(self, latents: Latents) -> Iterator[Tensor]:
+        """Frames `(t, 3, H, W)` of a clip, a window at a time."""
+        return stream_windows(
+            self.vae.decoder,
             latents,
             max_buffer_bytes=self.max_buffer_bytes,
             overlap=self.overlap,
-            chunk_size=self.chunk_size,
+            max_frames=self.max_frames,
+            decode=self._decode_window,
         )
+
+    def decode_spans(self, latents: Latents) -> list[tuple[int, int]]:
+        """The windows that `decode_stream` fades into each other."""
+        one = frame_bytes(self.vae.decoder, latents[0:1].to(self.dtype))
+        fit = min(self.max_buffer_bytes // one, self.max_frames)
+        return window_spans(len(latents), fit, self.overlap)
+
+    def _decode_window(self, latents: Tensor) -> Tensor:
+        decode = partial(decode_clip, chunk_size=self.chunk_size)
+        scaled = latents.float() / self.scaling_factor
+        frames = decode(self.vae.decoder, scaled.to(self.dtype))
+        if self.dtype == torch.float16 and not frames.isfinite().all():
+            # Latents far from those of pictures leave float16's range within the decoder.
+            frames = decode(copy.deepcopy(self.vae.decoder).float(), scaled)
+            limits = torch.finfo(torch.float16)
+            frames = frames.clamp(limits.min, limits.max).to(torch.float16)
+        return frames
 
 
 def open_codec(

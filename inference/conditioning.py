@@ -5,6 +5,8 @@ Shapes: B batch, T frames, H W pixels, C latent channels, h w latent size, D con
 E face embedding.
 """
 
+import hashlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,11 @@ from animator.config import AnimatorConfig, PoseStyle
 from animator.face_embedding import FaceThumbnail, crop_faces
 from animator.image_token import open_image_token
 from animator.latents import LatentCodec, open_codec
+from animator.model import Animator
 from animator.skeleton import draw_pose
+from inference.noise import REFERENCE, ClipNoise
 from pipelines.faces import Face, FaceBackend, open_face_backend
+from pipelines.framing import Framing
 from pipelines.models import locate_face_pack
 
 FRAMES_AT_ONCE = 16
@@ -154,6 +159,55 @@ class ReferenceEncoder(nn.Module):
     def time_ids(self, fps: float | Tensor, batch: int) -> Tensor:
         """As the function `time_ids`, for this encoder's model."""
         return time_ids(self.config, fps, batch)
+
+
+@dataclass(frozen=True)
+class EncodedReference:
+    """What a reference alone decides of the conditions, whatever drives it."""
+
+    context: Tensor  # (1, 1 + F, D): image token and F face tokens
+    latents: Tensor  # (1, C, h, w)
+
+
+@torch.no_grad()
+def encode_reference(
+    animator: Animator,
+    encoder: ReferenceEncoder,
+    reference: np.ndarray,
+    face: Face | None,
+    frame: Framing,
+    seed: int,
+) -> EncodedReference:
+    """Encode a picture for an animator.
+
+    Args:
+        reference: uint8 RGB `(H0, W0, 3)`.
+        face: in the reference, or None where it has none.
+        frame: how it is fitted into the model's size.
+        seed: of the noise that the model's configuration adds to it.
+    """
+    place = next(animator.parameters()).device
+    framed = frame.image(reference)
+    image = to_tensor(framed)[None].to(place)
+    if face is not None and not encoder.needs_full_frames:
+        face = replace(face, box=frame.boxes(face.box))
+    whole = encoder.needs_full_frames
+    embedding = encoder.face_embedding(reference if whole else framed, face)
+    native = encoder.token_takes_native
+    token = encoder.image_token(to_tensor(reference)[None].to(place) if native else image)
+    context = animator.context(token, embedding[None].to(place))
+    noise = ClipNoise(seed, tuple(image.shape[1:]))(REFERENCE, [0]).to(image)
+    noisy = image + encoder.config.noise_augmentation * noise
+    return EncodedReference(context, encoder.reference_latents(noisy).float())
+
+
+def reference_key(reference: np.ndarray, face: Face | None, frame: Framing, seed: int) -> str:
+    """What tells one `encode_reference` of a model from another: a hash of all it depends on."""
+    digest = hashlib.sha256(np.ascontiguousarray(reference).data)
+    digest.update(repr((reference.shape, frame, seed)).encode())
+    for part in () if face is None else (face.box, face.landmarks):
+        digest.update(b"none" if part is None else np.asarray(part, np.float64).tobytes())
+    return digest.hexdigest()
 
 
 def time_ids(config: AnimatorConfig, fps: float | Tensor, batch: int) -> Tensor:

@@ -1,18 +1,19 @@
-"""The animator as a denoiser D(x; sigma): conditions, classifier-free guidance, windows.
+"""The animator as a denoiser D(x; sigma): conditions and classifier-free guidance.
 
-Shapes: T frames, C latent channels, h w latent size, D context width, F face tokens, C0 channels
-of the UNet's first block.
+Shapes: B windows in one call, T frames of a clip, W of a window, C latent channels, h w latent
+size, D context width, F face tokens, C0 channels of the UNet's first block.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from animator import edm
 from animator.model import Animator
-from inference.windows import WindowConfig, blend_windows
 
 MAX_SCALE = 30.0
 
@@ -63,75 +64,86 @@ class GuidanceConfig:
         return torch.linspace(self.min, self.max, num_frames).reshape(-1, 1, 1, 1)
 
 
+class Features(Protocol):
+    """PoseNet's output for a clip, `(T, C0, h, w)`: a tensor, or what computes it on demand."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, frames: list[int], /) -> Tensor:
+        """Those of some frames, on the animator's device."""
+        ...
+
+
 @dataclass(frozen=True)
 class Conditions:
-    """What the UNet is told, computed once a clip."""
+    """What the UNet is told of a clip; the fields but `features` do not grow with its length."""
 
     context: Tensor  # (1, 1 + F, D): image token and face tokens
-    features: Tensor  # (T, C0, h, w): PoseNet's output
+    features: Features  # (T, C0, h, w): PoseNet's output
     reference: Tensor  # (1, C, h, w): latents of the reference
     time_ids: Tensor  # (1, 3)
 
 
 class GuidedDenoiser:
-    """D(x; sigma) of the animator for one clip.
+    """D(x; sigma) of the animator for windows of one clip."""
 
-    Args:
-        window: frames the UNet sees at a time; longer clips are blended from overlapping windows.
-        windows: how these lie.
-    """
-
-    def __init__(
-        self,
-        animator: Animator,
-        conditions: Conditions,
-        guidance: GuidanceConfig,
-        window: int,
-        windows: WindowConfig,
-    ):
+    def __init__(self, animator: Animator, conditions: Conditions, guidance: GuidanceConfig):
         self.animator = animator
         self.conditions = conditions
         self.guidance = guidance
-        self.window = window
-        self.windows = windows
         self._scales = guidance.scales(len(conditions.features)).to(conditions.reference.device)
 
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Predicted clean latents, the shape of `x` `(1, T, C, h, w)`; sigma is a scalar."""
-        config = self.animator.config
+    @torch.no_grad()
+    def __call__(self, x: Tensor, windows: Sequence[Sequence[int]], sigma: Tensor) -> Tensor:
+        """Predicted clean latents of windows of equal length, in one call.
+
+        Args:
+            x: `(B, W, C, h, w)`, anywhere.
+            windows: the numbers of their frames in the clip.
+            sigma: a scalar.
+
+        Returns:
+            `(B, W, C, h, w)` in float32 on the animator's device.
+        """
+        config, place = self.animator.config, self.conditions.reference.device
         guided = self.guidance.applies(float(sigma))
 
-        def denoise(part: Tensor, frames: Tensor) -> Tensor:
-            def network(scaled: Tensor, timestep: Tensor) -> Tensor:
-                return self._predict(scaled, timestep, frames, guided=guided)
+        def network(scaled: Tensor, timestep: Tensor) -> Tensor:
+            return self._predict(scaled, timestep, windows, guided=guided)
 
-            return edm.precondition(
-                network, part, sigma.reshape(1), config.sigma_data, config.prediction
-            )
+        return edm.precondition(
+            network, x.to(place), sigma.reshape(1).to(place), config.sigma_data, config.prediction
+        )
 
-        return blend_windows(denoise, x, self.window, self.windows)
-
-    def _predict(self, scaled: Tensor, timestep: Tensor, frames: Tensor, *, guided: bool) -> Tensor:
+    def _predict(
+        self, scaled: Tensor, timestep: Tensor, windows: Sequence[Sequence[int]], *, guided: bool
+    ) -> Tensor:
         if not guided:
-            return self._call(scaled, timestep, frames, (True,))
+            return self._call(scaled, timestep, windows, (True,))
         if self.guidance.batched:
-            both = self._call(scaled, timestep, frames, (True, False))
+            both = self._call(scaled, timestep, windows, (True, False))
             conditional, unconditional = both.chunk(2)
         else:
-            conditional = self._call(scaled, timestep, frames, (True,))
-            unconditional = self._call(scaled, timestep, frames, (False,))
-        return unconditional + self._scales[frames] * (conditional - unconditional)
+            conditional = self._call(scaled, timestep, windows, (True,))
+            unconditional = self._call(scaled, timestep, windows, (False,))
+        scales = torch.stack([self._scales[list(frames)] for frames in windows])
+        return unconditional + scales * (conditional - unconditional)
 
     def _call(
-        self, scaled: Tensor, timestep: Tensor, frames: Tensor, given: tuple[bool, ...]
+        self,
+        scaled: Tensor,
+        timestep: Tensor,
+        windows: Sequence[Sequence[int]],
+        given: tuple[bool, ...],
     ) -> Tensor:
         """The UNet's output for each entry of `given`: with all conditions, or with none (v1)."""
-        told, num_frames = self.conditions, scaled.shape[1]
-        still = told.reference[:, None].expand(-1, num_frames, -1, -1, -1)
-        features = told.features[frames]
+        told, (batch, num_frames) = self.conditions, scaled.shape[:2]
+        still = told.reference[:, None].expand(batch, num_frames, -1, -1, -1)
+        context = told.context.expand(batch, -1, -1)
         # With no condition at all, PoseNet's share is left out rather than added as zeros.
         pose = None
         if any(given):
+            features = torch.cat([told.features[list(frames)] for frames in windows])
             pose = torch.cat([features if has else torch.zeros_like(features) for has in given])
         return self.animator.denoise(
             torch.cat(
@@ -140,8 +152,8 @@ class GuidedDenoiser:
                     for has in given
                 ]
             ),
-            timestep.expand(len(given)),
-            torch.cat([told.context if has else torch.zeros_like(told.context) for has in given]),
+            timestep.expand(len(given) * batch),
+            torch.cat([context if has else torch.zeros_like(context) for has in given]),
             pose,
-            told.time_ids.expand(len(given), -1),
+            told.time_ids.expand(len(given) * batch, -1),
         ).float()

@@ -3,8 +3,10 @@
 Shapes: T frames, P people, N = 18 keypoints, H W output size, C latent channels.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +20,27 @@ from animator.model import Animator
 from animator.precision import weights_dtype
 from animator.weights import read_config
 from inference.clip_alignment import AlignmentSettings
-from inference.conditioning import ReferenceEncoder, pose_images, to_frames, to_tensor
+from inference.clip_stream import AnimationResult, AnimationStream
+from inference.conditioning import (
+    EncodedReference,
+    ReferenceEncoder,
+    encode_reference,
+    reference_key,
+)
 from inference.guidance import Conditions, GuidanceConfig, GuidedDenoiser
+from inference.noise import ClipNoise
+from inference.parallel import WindowedDenoiser, replicas
 from inference.perception import Pose
+from inference.pose_features import PoseFeatures, PoseImages
 from inference.retarget import Retargeted, retarget, unaligned
-from inference.sampler import SamplerConfig, sample
-from inference.windows import WindowConfig
+from inference.sampler import PORTION, Refiner, SamplerConfig, sample
+from inference.states import ClipStates, WorkPlace, open_states
+from inference.windows import Window, WindowConfig, plan_windows
 from pipelines.faces import Face
 from pipelines.framing import Framing, fit
-from pipelines.overrides import from_dict
+from pipelines.overrides import from_dict, to_dict
 
-POSE_CHUNK = 16  # frames that PoseNet takes at a time
+ENCODED = 4  # references whose encodings are kept
 OnStep = Callable[[int, int], None]  # (steps done, steps in all); may raise to stop
 
 
@@ -40,6 +52,7 @@ class AnimationSettings:
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     windows: WindowConfig = field(default_factory=WindowConfig)
     alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
+    devices: tuple[str, ...] = ()  # that share the windows of a long clip; none: where the model is
 
     def with_choices(
         self, *, steps: int | None = None, guidance: float | None = None
@@ -55,14 +68,20 @@ class AnimationSettings:
 
 
 @dataclass(frozen=True)
-class AnimationResult:
-    """What the pipeline made."""
+class PreparedClip:
+    """What is known before a clip is sampled: what a refinement is made from."""
 
-    frames: np.ndarray  # (T, H, W, 3) uint8
-    pose_frames: np.ndarray  # (T, H, W, 3) uint8, the poses that drove them
-    alignment: Retargeted
+    reference: np.ndarray  # (H0, W0, 3) uint8
+    face: Face | None
     framing: Framing
+    alignment: Retargeted
+    driving: Pose
+    conditions: Conditions
     settings: AnimationSettings
+    size: tuple[int, int]
+
+
+MakeRefiner = Callable[[PreparedClip], Refiner | None]
 
 
 class AnimationPipeline:
@@ -93,6 +112,8 @@ class AnimationPipeline:
         self.about = about or {}
         self.alignment_model = alignment_model or {}
         self.config = animator.config
+        self._encoded: OrderedDict[str, EncodedReference] = OrderedDict()
+        self._replicas: tuple[tuple[str, ...], list[Animator]] = ((), [animator])
 
     @classmethod
     def from_pretrained(
@@ -129,8 +150,22 @@ class AnimationPipeline:
     def device(self) -> torch.device:
         return next(self.animator.parameters()).device
 
-    @torch.no_grad()
     def __call__(
+        self,
+        reference: np.ndarray,
+        reference_pose: Pose,
+        driving_pose: Pose,
+        **options: Any,
+    ) -> AnimationResult:
+        """Animate the person of a picture; as `stream`, with all frames in memory at the end."""
+        stream = self.stream(reference, reference_pose, driving_pose, **options)
+        try:
+            return stream.collect()
+        finally:
+            stream.states.remove()
+
+    @torch.no_grad()
+    def stream(
         self,
         reference: np.ndarray,
         reference_pose: Pose,
@@ -144,8 +179,15 @@ class AnimationPipeline:
         seed: int = 0,
         settings: AnimationSettings | None = None,
         on_step: OnStep | None = None,
-    ) -> AnimationResult:
-        """Animate the person of a picture.
+        on_work: OnStep | None = None,
+        portion: int = PORTION,
+        work: WorkPlace | None = None,
+        refinement: MakeRefiner | None = None,
+    ) -> AnimationStream:
+        """Animate the person of a picture; frames are decoded when they are read.
+
+        Memory does not grow with the length of the clip, but for its latents where they are not
+        kept in a work folder.
 
         Args:
             reference: uint8 RGB `(H0, W0, 3)`.
@@ -157,9 +199,14 @@ class AnimationPipeline:
             align: False draws the driving poses where they are.
             size: (height, width) of the frames the model works on; its own by default.
             settings: of sampler, guidance and alignment; the model's own by default.
+            on_step: called after each step with the steps done and all steps; may raise to stop.
+            on_work: called within a step too, after each window.
+            portion: frames that are refined at a time; changes memory alone.
+            work: where the clip's latents are kept, to be continued; the host's memory by default.
+            refinement: makes what refines the predictions of each step.
 
         Raises:
-            ValueError: for options out of range.
+            ValueError: for options out of range, and for a work folder that cannot be used.
         """
         size = self.frame_size(size)
         settings = settings or self.settings
@@ -178,18 +225,48 @@ class AnimationPipeline:
             if align
             else unaligned(driving_pose.keypoints, sizes)
         )
-        poses = pose_images(
+        poses = PoseImages(
             frame.points(alignment.keypoints),
             driving_pose.score,
             size,
             driving_pose.threshold,
             self.config.pose_style,
         )
-        generator = torch.Generator().manual_seed(seed)
-        conditions = self._conditions(reference, face, frame, poses, fps, generator)
-        frames = self._generate(conditions, settings, generator, on_step)
-        return AnimationResult(
-            _crop(frames, frame), _crop(poses, frame), alignment, frame, settings
+        encoded = self._encode(reference, face, frame, seed)
+        conditions = Conditions(
+            encoded.context,
+            PoseFeatures(self.animator.pose_net, poses),
+            encoded.latents,
+            self.encoder.time_ids(fps, 1).to(self.device),
+        )
+        shape = (len(poses), *encoded.latents.shape[1:])
+        states = open_states(
+            shape,
+            work,
+            (
+                reference_key(reference, face, frame, seed),
+                to_dict(settings),
+                fps,
+                str(self.animator.dtype),
+            ),
+            (poses.keypoints, poses.score),
+        )
+        try:
+            refine = None
+            if refinement is not None:
+                refine = refinement(
+                    PreparedClip(
+                        reference, face, frame, alignment, driving_pose, conditions, settings, size
+                    )
+                )
+            plan = self._sample(
+                states, conditions, poses, settings, seed, portion, refine, (on_step, on_work)
+            )
+        except BaseException:
+            states.close()
+            raise
+        return AnimationStream(
+            states, self.encoder.codec, self.device, poses, alignment, frame, settings, plan
         )
 
     def frame_size(self, size: tuple[int, int] | None) -> tuple[int, int]:
@@ -209,68 +286,57 @@ class AnimationPipeline:
             )
         return size
 
-    def _conditions(
-        self,
-        reference: np.ndarray,
-        face: Face | None,
-        frame: Framing,
-        poses: np.ndarray,
-        fps: float,
-        generator: torch.Generator,
-    ) -> Conditions:
-        """Everything that is computed once a clip."""
-        framed = frame.image(reference)
-        image = to_tensor(framed)[None].to(self.device)
-        if face is not None and not self.encoder.needs_full_frames:
-            face = replace(face, box=frame.boxes(face.box))
-        embedding = self.encoder.face_embedding(
-            reference if self.encoder.needs_full_frames else framed, face
-        )
-        native = self.encoder.token_takes_native
-        token = self.encoder.image_token(
-            to_tensor(reference)[None].to(self.device) if native else image
-        )
-        context = self.animator.context(token, embedding[None].to(self.device))
-        noise = torch.randn(image.shape, generator=generator).to(image)
-        noisy = image + self.config.noise_augmentation * noise
-        features = [
-            self.animator.pose_net(to_tensor(part).to(self.device, context.dtype))
-            for part in np.split(poses, range(POSE_CHUNK, len(poses), POSE_CHUNK))
-        ]
-        return Conditions(
-            context,
-            torch.cat(features),
-            self.encoder.reference_latents(noisy).float(),
-            self.encoder.time_ids(fps, 1).to(self.device),
-        )
+    def _encode(
+        self, reference: np.ndarray, face: Face | None, frame: Framing, seed: int
+    ) -> EncodedReference:
+        """The reference's encodings; those of the last few are remembered."""
+        key = reference_key(reference, face, frame, seed)
+        if key not in self._encoded:
+            found = encode_reference(self.animator, self.encoder, reference, face, frame, seed)
+            self._encoded[key] = found
+            if len(self._encoded) > ENCODED:
+                self._encoded.popitem(last=False)
+        self._encoded.move_to_end(key)
+        return self._encoded[key]
 
-    def _generate(
+    def _sample(
         self,
+        states: ClipStates,
         conditions: Conditions,
+        poses: PoseImages,
         settings: AnimationSettings,
-        generator: torch.Generator,
-        on_step: OnStep | None,
-    ) -> np.ndarray:
-        sampling, window = settings.sampling, self.config.num_frames
-        sigmas = edm.karras_sigmas(
-            sampling.steps, sampling.sigma_min, sampling.sigma_max, sampling.rho
-        ).to(self.device)
-        shape = (1, len(conditions.features), *conditions.reference.shape[1:])
-        noise = torch.randn(shape, generator=generator).to(conditions.reference)
-        latents = sample(
-            GuidedDenoiser(self.animator, conditions, settings.guidance, window, settings.windows),
-            noise * sigmas[0],
-            sigmas,
+        seed: int,
+        portion: int,
+        refine: Refiner | None,
+        told: tuple[OnStep | None, OnStep | None],
+    ) -> Callable[[int], list[Window]]:
+        """Bring the states to the clean latents; returns the windows of a step."""
+        sampling = settings.sampling
+        plan = partial(plan_windows, len(poses), self.config.num_frames, settings.windows)
+        denoisers = [
+            GuidedDenoiser(animator, _moved(conditions, poses, animator), settings.guidance)
+            for animator in self._animators(settings.devices)
+        ]
+        on_step, on_work = told
+        sample(
+            WindowedDenoiser(denoisers, plan, settings.windows.batch),
+            states,
+            edm.karras_sigmas(sampling.steps, sampling.sigma_min, sampling.sigma_max, sampling.rho),
             sampling,
-            generator=generator,
+            ClipNoise(seed, states.shape[1:]),
+            portion=portion,
+            device=self.device,
+            refine=refine,
             on_step=None if on_step is None else lambda i: on_step(i + 1, sampling.steps),
+            on_work=None if on_work is None else lambda i: on_work(i, sampling.steps),
         )
-        if not latents.isfinite().all():
-            raise ValueError(
-                "Sampling ended in numbers that are not finite: try another --dtype (fp32 is the "
-                "safest) or the model's own sampler settings."
-            )
-        return to_frames(self.encoder.codec.decode(latents[0]))
+        return plan
+
+    def _animators(self, devices: tuple[str, ...]) -> list[Animator]:
+        """A replica a device; they are kept for the next clip."""
+        if self._replicas[0] != devices:
+            self._replicas = (devices, replicas(self.animator, devices))
+        return self._replicas[1]
 
 
 def read_settings(about: dict[str, Any]) -> AnimationSettings:
@@ -286,8 +352,12 @@ def read_settings(about: dict[str, Any]) -> AnimationSettings:
     )
 
 
-def _crop(frames: np.ndarray, framing: Framing) -> np.ndarray:
-    """Cut the padding away, to an even size: the output has the reference's own shape."""
-    x0, y0, x1, y1 = framing.inner_box()
-    x1, y1 = x1 - (x1 - x0) % 2, y1 - (y1 - y0) % 2
-    return np.ascontiguousarray(frames[:, y0:y1, x0:x1])
+def _moved(conditions: Conditions, poses: PoseImages, animator: Animator) -> Conditions:
+    """Conditions for a replica of the animator, on its device."""
+    place = next(animator.parameters()).device
+    return Conditions(
+        conditions.context.to(place),
+        PoseFeatures(animator.pose_net, poses),
+        conditions.reference.to(place),
+        conditions.time_ids.to(place),
+    )

@@ -1,20 +1,32 @@
 """Samplers: EDM's stochastic Heun method (Algorithm 1 without its optimisation) and Euler.
 
-Free functions that know no files and no model: a denoiser `D(x, sigma)` goes in.
-Shapes: latents `(B, T, C, h, w)`; sigma is a scalar tensor.
+Free functions that know no model: a denoiser of a clip goes in. The clip's latents wait on the
+host or on disk (`inference.states`) and are worked through in portions of frames, so memory does
+not grow with its length; no portion's size changes the result.
+Shapes: T frames of a clip, t of a portion, W of a window, C latent channels, h w latent size;
+sigma is a scalar tensor.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]
-# (predicted clean latents, step) -> refined latents: the seam for face optimisation.
-Refiner = Callable[[Tensor, int], Tensor]
+from inference.noise import START, ClipNoise
+from inference.states import ClipStates, Frames
+
+# From numbers of frames to their noisy latents `(t, C, h, w)`.
+ReadFrames = Callable[[Sequence[int]], Tensor]
+# D(x; sigma) of a clip at a step: window by window, which frames it has and their shares of the
+# prediction `(W, C, h, w)`; a frame's shares over all windows add up to its prediction.
+ClipDenoiser = Callable[[ReadFrames, Tensor, int], Iterable[tuple[Sequence[int], Tensor]]]
+# The seam for face optimisation: predicted clean latents `(t, C, h, w)` of consecutive frames,
+# their numbers in the clip `(t,)` and the step, to refined latents of the same shape.
+Refiner = Callable[[Tensor, Tensor, int], Tensor]
+PORTION = 16  # frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,57 +69,102 @@ class SamplerConfig:
             )
 
 
-def churned(
-    x: Tensor, sigma: Tensor, config: SamplerConfig, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
-    """Raise the noise level by gamma before a step (Algorithm 1, lines 4-6).
+def raised_sigma(sigma: Tensor, config: SamplerConfig) -> Tensor:
+    """The noise level a step starts from: sigma (1 + gamma) (Algorithm 1, lines 4-5).
 
-    gamma = min(S_churn / N, sqrt(2) - 1) inside [S_min, S_max]; x grows by
-    sqrt(t_hat^2 - t^2) times noise of deviation S_noise.
+    gamma = min(S_churn / N, sqrt(2) - 1) inside [S_min, S_max], else 0.
     """
     high = math.inf if config.churn_max is None else config.churn_max
     inside = config.churn_min <= float(sigma) <= high
     gamma = min(config.churn / config.steps, math.sqrt(2) - 1) if inside else 0.0
-    if gamma == 0:
-        return x, sigma
-    raised = sigma * (1 + gamma)
-    noise = torch.randn(x.shape, generator=generator).to(x) * config.churn_noise
-    return x + (raised**2 - sigma**2).sqrt() * noise, raised
+    return sigma * (1 + gamma)
 
 
 def sample(
-    denoise: Denoiser,
-    x: Tensor,
+    denoise: ClipDenoiser,
+    states: ClipStates,
     sigmas: Tensor,
     config: SamplerConfig,
+    noise: ClipNoise,
     *,
-    generator: torch.Generator | None = None,
+    portion: int = PORTION,
+    device: torch.device | str = "cpu",
     refine: Refiner | None = None,
     on_step: Callable[[int], None] | None = None,
-) -> Tensor:
+    on_work: Callable[[int], None] | None = None,
+) -> None:
     """Integrate the reverse process over falling noise levels (Algorithm 1).
 
+    Where the states have steps done already, the rest is done, with the same result.
+
     Args:
-        denoise: D(x; sigma), the predicted clean latents.
-        x: noise times `sigmas[0]`.
+        denoise: the predicted clean latents.
+        states: what is sampled; their `current` latents are the clean ones at the end.
         sigmas: `(steps + 1,)`, ending in 0.
+        noise: the clip's first latents, and those of churning.
+        portion: frames refined and updated at a time; changes memory alone.
+        device: where portions are refined and updated.
         refine: applied to the prediction of each step before it is used.
         on_step: called with the number of the step that has been finished; may raise to stop.
-
-    Returns:
-        clean latents, the shape of `x`.
+        on_work: called with the number of the step after each window and portion; may raise too.
     """
-    for i in range(len(sigmas) - 1):
-        x_hat, sigma = churned(x, sigmas[i], config, generator)
-        target = sigmas[i + 1]
-        predicted = denoise(x_hat, sigma)
-        if refine is not None:
-            predicted = refine(predicted, i)
-        slope = (x_hat - predicted) / sigma
-        x = x_hat + (target - sigma) * slope
+    if not states.step:
+        for frames in _portions(len(states), portion):
+            states.current.write(frames, noise(START, frames) * sigmas[0].cpu())
+    predicted, corrected = states.room("predicted"), states.room("corrected")
+    working = on_work or _ignore
+    for step in range(states.step, len(sigmas) - 1):
+        # Sums of shares are made in the order of windows, whoever computed them.
+        sigma, target = raised_sigma(sigmas[step], config).cpu(), sigmas[step + 1].cpu()
+        growth = (sigma**2 - sigmas[step].cpu() ** 2).sqrt() * config.churn_noise
+        current, coming = states.current, states.coming
+
+        def noisy(
+            frames: Sequence[int],
+            current: Frames = current,
+            growth: Tensor = growth,
+            step: int = step,
+        ) -> Tensor:
+            """Latents with the noise of churning added (Algorithm 1, line 6)."""
+            x = current.read(frames)
+            return x + growth * noise(step, frames) if growth > 0 else x
+
+        _gather(predicted, denoise(noisy, sigma, step), lambda step=step: working(step))
+        for frames in _portions(len(states), portion):
+            x = noisy(frames).to(device)
+            clean = predicted.read(frames).to(device)
+            if refine is not None:
+                clean = refine(clean, torch.tensor(frames, device=device), step)
+                predicted.write(frames, clean)
+            slope = (x - clean) / sigma.to(device)
+            coming.write(frames, x + (target - sigma).to(device) * slope)
+            working(step)
         if config.solver == "heun" and target > 0:
-            corrected = (x - denoise(x, target)) / target
-            x = x_hat + (target - sigma) * (slope + corrected) / 2
+            _gather(corrected, denoise(coming.read, target, step), lambda step=step: working(step))
+            for frames in _portions(len(states), portion):
+                x, ahead = noisy(frames), coming.read(frames)
+                slope = (x - predicted.read(frames)) / sigma
+                correction = (ahead - corrected.read(frames)) / target
+                coming.write(frames, x + (target - sigma) * (slope + correction) / 2)
+        states.commit()
         if on_step is not None:
-            on_step(i)
-    return x
+            on_step(step)
+
+
+def _portions(num_frames: int, portion: int) -> list[range]:
+    return [
+        range(start, min(start + portion, num_frames)) for start in range(0, num_frames, portion)
+    ]
+
+
+def _gather(
+    total: Frames, shares: Iterable[tuple[Sequence[int], Tensor]], working: Callable[[], None]
+) -> None:
+    total.clear()
+    for frames, share in shares:
+        total.write(frames, total.read(frames) + share.cpu())
+        working()
+
+
+def _ignore(step: int) -> None:
+    pass

@@ -1,13 +1,19 @@
 """Long clips: overlapping windows over one noise tensor, predictions blended.
 
-Shapes: B batch, T frames, W frames of a window, C latent channels, h w latent size.
+Shapes: T frames, W frames of a window.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+Shift = Literal["none", "half", "golden"]
+Blend = Literal["triangular", "cosine", "flat"]
+_GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,19 +21,38 @@ class WindowConfig:
     """How windows lie over a clip that is longer than one.
 
     `anchor_first` puts the clip's first frame into every window, as v1 does: its weights were
-    tuned on windows that begin with it.
+    tuned on windows that begin with it. `shift` moves the windows from step to step, so that their
+    ends do not come to lie in the same frames each time: `half` by half the distance of two
+    windows every other step, `golden` by the golden section of it at each step, which spreads the
+    ends evenly.
     """
 
     overlap: int | None = None  # frames that neighbours share; None is a quarter of a window
     anchor_first: bool = False
+    shift: Shift = "none"
+    blend: Blend = "triangular"  # weights over a window, where several see a frame
+    batch: int = 1  # windows that go through the network together
 
     def __post_init__(self) -> None:
         if self.overlap is not None and self.overlap < 0:
             raise ValueError(f"Got an overlap of {self.overlap} frames, but expected 0 or more.")
+        if self.batch < 1:
+            raise ValueError(f"Got windows.batch {self.batch}, but expected at least 1.")
 
 
-def windows_of(num_frames: int, window: int, config: WindowConfig) -> list[list[int]]:
-    """The frames of each window, in order; together they cover the clip, the last ends with it.
+class Window(NamedTuple):
+    """One window of a clip."""
+
+    frames: tuple[int, ...]
+    shares: Tensor  # (W,), of each frame's prediction; those of all windows add up to 1
+
+
+def windows_of(
+    num_frames: int, window: int, config: WindowConfig, step: int = 0
+) -> list[tuple[int, ...]]:
+    """The frames of each window at a step, in order; together they cover the clip.
+
+    The first begins with the clip and the last ends with it, however the others are shifted.
 
     Raises:
         ValueError: where the overlap is not smaller than the window.
@@ -39,14 +64,15 @@ def windows_of(num_frames: int, window: int, config: WindowConfig) -> list[list[
             "smaller than the window."
         )
     if num_frames <= window:
-        return [list(range(num_frames))]
-    starts = [*range(0, num_frames - window, window - overlap), num_frames - window]
-    spans = [list(range(start, start + window)) for start in starts]
+        return [tuple(range(num_frames))]
+    stride, last = window - overlap, num_frames - window
+    first = stride - _shifted(config.shift, stride, step)
+    starts = sorted({0, *range(first, last, stride), last})
+    spans = [tuple(range(start, start + window)) for start in starts]
     if config.anchor_first and window > 1:
         # The first frame takes the place of the window's own first one.
-        spans = [[0, *span[1:]] for span in spans]
-        uncovered = sorted(set(range(num_frames)).difference(*spans))
-        if uncovered:
+        spans = [(0, *span[1:]) for span in spans]
+        if set(range(num_frames)).difference(*spans):
             raise ValueError(
                 f"Got an overlap of {overlap} frames with the first frame in every window, but "
                 "expected an overlap of at least 1."
@@ -54,30 +80,50 @@ def windows_of(num_frames: int, window: int, config: WindowConfig) -> list[list[
     return spans
 
 
-def triangular_weights(window: int) -> Tensor:
-    """Highest in the middle, positive at the ends; `(window,)` (v1)."""
-    ramp = (torch.arange(window) + 0.5) * 2 / window
-    return torch.minimum(ramp, 2 - ramp)
+def _shifted(shift: Shift, stride: int, step: int) -> int:
+    """How far the windows of a step are moved towards the clip's beginning: 0 to stride - 1."""
+    if shift == "half":
+        return step % 2 * (stride // 2)
+    return math.floor(step * _GOLDEN % 1 * stride) if shift == "golden" else 0
 
 
-def blend_windows(
-    predict: Callable[[Tensor, Tensor], Tensor], x: Tensor, window: int, config: WindowConfig
-) -> Tensor:
-    """Predict each window on its own and average where they overlap, with triangular weights.
+def weights_of(blend: Blend, window: int) -> Tensor:
+    """Weights of a window's frames, highest in the middle, positive at the ends; `(W,)`, float64.
 
-    Args:
-        predict: from the window's frames of `x`, and which frames these are `(W,)`, to a
-            prediction of the same shape.
-        x: `(B, T, C, h, w)`.
+    `triangular` is v1's; `cosine` leaves the middle to one window for longer and has no corners;
+    `flat` is the plain mean of all windows that see a frame.
     """
-    num_frames = x.shape[1]
-    spans = [torch.tensor(s, device=x.device) for s in windows_of(num_frames, window, config)]
-    if len(spans) == 1:
-        return predict(x, spans[0])
-    weights = triangular_weights(window).to(x).reshape(1, -1, 1, 1, 1)
-    total, blended = torch.zeros_like(x[:1, :, :1, :1, :1]), torch.zeros_like(x)
-    for frames in spans:
-        # No window names a frame twice, so that adding by index is exact.
-        blended[:, frames] += predict(x[:, frames], frames) * weights
-        total[:, frames] += weights
-    return blended / total
+    place = (torch.arange(window, dtype=torch.float64) + 0.5) / window
+    if blend == "triangular":
+        return torch.minimum(2 * place, 2 - 2 * place)
+    if blend == "cosine":
+        return (1 - torch.cos(2 * math.pi * place)) / 2
+    return torch.ones_like(place)
+
+
+def plan_windows(num_frames: int, window: int, config: WindowConfig, step: int = 0) -> list[Window]:
+    """The windows of a step with their shares of the prediction."""
+    spans = windows_of(num_frames, window, config, step)
+    total = torch.zeros(num_frames, dtype=torch.float64)
+    weights = weights_of(config.blend, len(spans[0]))
+    for span in spans:
+        total[list(span)] += weights
+    return [Window(span, (weights / total[list(span)]).float()) for span in spans]
+
+
+def seams_of(num_frames: int, spans: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
+    """Pairs of neighbouring frames (t, t + 1), as t: where windows meet, and within one alone.
+
+    A seam is every pair of which the two frames are not seen by the same one window only, so the
+    whole of an overlap. Where windows overlap so far that nothing else is left, both are empty.
+    """
+    covers: list[list[int]] = [[] for _ in range(num_frames)]
+    for number, span in enumerate(spans):
+        for frame in span:
+            covers[frame].append(number)
+    inside = [
+        t for t in range(num_frames - 1) if covers[t] == covers[t + 1] and len(covers[t]) == 1
+    ]
+    chosen = set(inside)
+    seams = [t for t in range(num_frames - 1) if t not in chosen]
+    return (seams, inside) if inside else ([], [])

@@ -8,7 +8,8 @@ import torch
 
 from animator import edm
 from inference.guidance import Conditions, GuidanceConfig, GuidedDenoiser
-from inference.windows import WindowConfig
+from inference.parallel import WindowedDenoiser
+from inference.windows import WindowConfig, plan_windows
 from tests.unit.test_model import SMALL, inputs, small_animator
 
 FRAMES, CELLS = 3, 4
@@ -39,11 +40,22 @@ def noisy(frames: int = FRAMES) -> torch.Tensor:
 
 
 @torch.no_grad()
-def denoise(model, conditions, guidance, frames=FRAMES, sigma=SIGMA, window=FRAMES):
-    used = dataclasses.replace(conditions, features=conditions.features[:frames])
-    return GuidedDenoiser(model, used, guidance, window, WindowConfig(overlap=1))(
-        noisy(frames), sigma
+def denoise(model, conditions, guidance, sigma=SIGMA):
+    """One window."""
+    used = dataclasses.replace(conditions, features=conditions.features[:FRAMES])
+    return GuidedDenoiser(model, used, guidance)(noisy(), [range(FRAMES)], sigma)
+
+
+def blended(denoisers, frames, batch=1, overlap=1):
+    """A clip of several windows, `(T, C, h, w)`."""
+    x, config = noisy(frames)[0], WindowConfig(overlap=overlap)
+    windowed = WindowedDenoiser(
+        denoisers, lambda step: plan_windows(frames, FRAMES, config, step), batch
     )
+    total = torch.zeros_like(x)
+    for window, share in windowed(lambda wanted: x[list(wanted)], SIGMA, 0):
+        total[list(window)] += share
+    return total
 
 
 @torch.no_grad()
@@ -92,16 +104,29 @@ def test_outside_of_the_interval_one_call_does(model, conditions):
 
 
 def test_windows_see_their_own_poses_and_strengths(model, conditions):
-    whole = denoise(model, conditions, GuidanceConfig(min=1.0, max=3.0), frames=5)
-    assert whole.shape[1] == 5
+    used = dataclasses.replace(conditions, features=conditions.features[:5])
+    whole = blended([GuidedDenoiser(model, used, GuidanceConfig(min=1.0, max=3.0))], 5)
     # The last window covers frames 2-4 alone at its end: its own call gives the same there.
     used = dataclasses.replace(conditions, features=conditions.features[2:5])
     last = GuidanceConfig(min=2.0, max=3.0)
-    with torch.no_grad():
-        alone = GuidedDenoiser(model, used, last, FRAMES, WindowConfig(overlap=1))(
-            noisy(5)[:, 2:5], SIGMA
-        )
-    torch.testing.assert_close(whole[:, 3:], alone[:, 1:], atol=1e-5, rtol=1e-4)
+    alone = GuidedDenoiser(model, used, last)(noisy(5)[:, 2:5], [range(3)], SIGMA)[0]
+    torch.testing.assert_close(whole[3:], alone[1:], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_windows_in_one_call_are_what_they_are_alone(model, conditions, batched):
+    guidance = GuidanceConfig(min=1.0, max=3.0, batched=batched)
+    denoiser = GuidedDenoiser(model, conditions, guidance)
+    calls = []
+    handle = model.unet.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        alone = blended([denoiser], 6)
+        single = len(calls)
+        together = blended([denoiser], 6, batch=2)
+        assert len(calls) - single < single
+    finally:
+        handle.remove()
+    torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -6,21 +6,36 @@ import pytest
 import torch
 
 from animator import edm
+from inference.noise import ClipNoise
 from inference.sampler import SamplerConfig, sample
-from inference.windows import WindowConfig, blend_windows, triangular_weights, windows_of
+from inference.states import ClipStates
+from inference.windows import WindowConfig, plan_windows, weights_of, windows_of
 
 
-def gaussian_denoiser(x, sigma):
-    """Exact for data of N(0, 1): what a perfect model would answer."""
-    return x / (1 + sigma**2)
+def gaussian_denoiser(frames):
+    """Exact for data of N(0, 1): what a perfect model would answer, two frames at a time."""
+
+    def denoise(read, sigma, step):
+        for start in range(0, frames, 2):
+            window = range(start, min(start + 2, frames))
+            yield window, read(window) / (1 + sigma**2)
+
+    return denoise
+
+
+def sampled(config, shape, *, seed=0, sigmas=None, **options):
+    states = ClipStates(shape)
+    if sigmas is None:
+        sigmas = edm.karras_sigmas(config.steps, config.sigma_min, config.sigma_max)
+    noise = ClipNoise(seed, shape[1:])
+    sample(gaussian_denoiser(shape[0]), states, sigmas, config, noise, **options)
+    return states.current.read(range(shape[0]))
 
 
 @pytest.mark.parametrize("solver", ["euler", "heun"])
 def test_samples_have_the_spread_of_the_data(solver):
     config = SamplerConfig(solver=solver, steps=40, sigma_min=0.01, sigma_max=50)
-    sigmas = edm.karras_sigmas(40, 0.01, 50)
-    noise = torch.randn(1, 1, 1, 100, 100, generator=torch.Generator().manual_seed(0))
-    out = sample(gaussian_denoiser, noise * sigmas[0], sigmas, config)
+    out = sampled(config, (1, 1, 100, 100))
     assert abs(float(out.std()) - 1) < (0.01 if solver == "heun" else 0.1)
 
 
@@ -33,18 +48,41 @@ def test_published_noise_levels():
 
 def test_refinement_and_progress_are_called_at_each_step():
     config = SamplerConfig(steps=5, sigma_min=0.1, sigma_max=10)
-    sigmas = edm.karras_sigmas(5, 0.1, 10)
     refined, done = [], []
-    goal = torch.full((1, 1, 1, 2, 2), 3.0)
 
-    def refine(predicted, step):
-        refined.append(step)
-        return goal
+    def refine(predicted, frames, step):
+        refined.append((step, frames.tolist()))
+        return predicted * 0 + 3.0 + frames.reshape(-1, 1, 1, 1)
 
-    x = torch.randn(1, 1, 1, 2, 2) * 10
-    out = sample(gaussian_denoiser, x, sigmas, config, refine=refine, on_step=done.append)
-    assert refined == done == [0, 1, 2, 3, 4]
+    out = sampled(config, (3, 1, 2, 2), portion=2, refine=refine, on_step=done.append)
+    assert done == [0, 1, 2, 3, 4]
+    assert refined == [(step, part) for step in done for part in ([0, 1], [2])]
+    goal = torch.tensor([3.0, 4.0, 5.0]).reshape(3, 1, 1, 1).expand(3, 1, 2, 2)
     torch.testing.assert_close(out, goal, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_the_size_of_portions_changes_no_bit(solver):
+    config = SamplerConfig(solver=solver, steps=6, sigma_min=0.1, sigma_max=10, churn=4)
+
+    def refine(predicted, frames, step):
+        return predicted + 0.01 * frames.reshape(-1, 1, 1, 1) * step
+
+    whole = sampled(config, (7, 2, 3, 3), portion=100, refine=refine)
+    assert torch.equal(whole, sampled(config, (7, 2, 3, 3), portion=1, refine=refine))
+    assert torch.equal(whole, sampled(config, (7, 2, 3, 3), portion=3, refine=refine))
+    assert not torch.equal(whole, sampled(config, (7, 2, 3, 3), seed=1, refine=refine))
+
+
+def test_noise_of_a_frame_does_not_depend_on_what_is_drawn_with_it():
+    noise = ClipNoise(7, (2, 40, 40))
+    together = noise(3, range(5))
+    assert torch.equal(noise(3, [4, 1]), together[[4, 1]])
+    other = [noise(2, [4]), noise(3, [5]), ClipNoise(8, (2, 40, 40))(3, [4])]
+    for drawn in other:
+        correlation = torch.corrcoef(torch.stack([drawn.flatten(), together[4].flatten()]))[0, 1]
+        assert abs(float(correlation)) < 0.1
+    assert abs(float(together.std()) - 1) < 0.05
 
 
 @pytest.mark.parametrize(
@@ -80,37 +118,41 @@ def test_windows_cover_every_frame(frames, window, overlap, anchor_first):
 def test_windows_of_published_weights_begin_with_the_first_frame():
     spans = windows_of(40, 16, WindowConfig(overlap=4, anchor_first=True))
     assert spans == [
-        list(range(16)),
-        [0, *range(13, 28)],
-        [0, *range(25, 40)],
+        tuple(range(16)),
+        (0, *range(13, 28)),
+        (0, *range(25, 40)),
     ]
 
 
 @pytest.mark.parametrize("anchor_first", [False, True])
-def test_blending_equal_predictions_changes_nothing(anchor_first):
-    x = torch.randn(1, 21, 2, 3, 3)
-    config = WindowConfig(overlap=2, anchor_first=anchor_first)
-    seen = []
+@pytest.mark.parametrize("blend", ["triangular", "cosine", "flat"])
+@pytest.mark.parametrize("shift", ["none", "half", "golden"])
+def test_shares_of_a_frame_add_up_to_one_in_every_step(shift, blend, anchor_first):
+    config = WindowConfig(overlap=3, anchor_first=anchor_first, shift=shift, blend=blend)
+    for step in range(7):
+        total = torch.zeros(45)
+        for frames, shares in plan_windows(45, 8, config, step):
+            assert len(set(frames)) == 8
+            assert shares.min() > 0
+            total[list(frames)] += shares
+        torch.testing.assert_close(total, torch.ones(45))
+    assert weights_of(blend, 8).min() > 0
 
-    def predict(part, frames):
-        assert torch.equal(part, x[:, frames])
-        seen.append(frames.tolist())
-        return part * 2
 
-    torch.testing.assert_close(blend_windows(predict, x, 8, config), x * 2)
-    assert seen == windows_of(21, 8, config)
-    assert triangular_weights(8).min() > 0
+def test_shifted_windows_meet_in_other_frames_from_step_to_step():
+    config = WindowConfig(overlap=4, shift="golden")
+    starts = [{span[0] for span in windows_of(100, 16, config, step)} for step in range(8)]
+    inner = [tuple(sorted(s - {0, 84})) for s in starts]
+    assert len(set(inner)) == 8
+    assert all(0 in s and 84 in s for s in starts)
+    still = dataclasses.replace(config, shift="none")
+    assert windows_of(100, 16, still, 5) == windows_of(100, 16, still)
 
 
-def test_short_clips_take_one_call():
-    calls = []
-    blend_windows(
-        lambda part, frames: calls.append(frames.tolist()) or part,
-        torch.zeros(1, 5, 1, 1, 1),
-        8,
-        WindowConfig(),
-    )
-    assert calls == [[0, 1, 2, 3, 4]]
+def test_short_clips_are_one_window():
+    (window,) = plan_windows(5, 8, WindowConfig(shift="half"), step=1)
+    assert window.frames == (0, 1, 2, 3, 4)
+    assert window.shares.tolist() == [1] * 5
 
 
 def test_overlaps_that_leave_frames_out_are_refused():
@@ -120,3 +162,5 @@ def test_overlaps_that_leave_frames_out_are_refused():
         windows_of(20, 8, WindowConfig(overlap=0, anchor_first=True))
     with pytest.raises(ValueError, match="0 or more"):
         WindowConfig(overlap=-1)
+    with pytest.raises(ValueError, match="at least 1"):
+        WindowConfig(batch=0)

@@ -1,0 +1,117 @@
+"""A clip's windows through one denoiser, or through several at the same time.
+
+Each device has a replica of the animator and a thread. Windows are grouped and their shares handed
+out in the order of the clip whoever computed them, so the number of devices changes nothing.
+
+Shapes: B windows in one call, W frames of a window, C latent channels, h w latent size.
+"""
+
+import copy
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
+
+import torch
+from torch import Tensor
+
+from animator.model import Animator
+from inference.guidance import GuidedDenoiser
+from inference.sampler import ReadFrames
+from inference.windows import Window
+
+AHEAD = 2  # calls a device that wait or are under way
+
+
+def replicas(animator: Animator, devices: Sequence[str]) -> list[Animator]:
+    """The animator on each device; itself where none is named, or for the first on its own.
+
+    Raises:
+        ValueError: for a device that is not there.
+    """
+    if not devices:
+        return [animator]
+    own = next(animator.parameters()).device
+    made: list[Animator] = []
+    for name in devices:
+        try:
+            place = torch.device(name)
+            if place.type == "cuda" and place.index is None:
+                place = torch.device("cuda", 0)
+            taken = any(replica is animator for replica in made)
+            made.append(
+                animator if place == own and not taken else copy.deepcopy(animator).to(place)
+            )
+        except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"Got device {name!r} in devices, but expected one of this machine, such as cpu "
+                f"or cuda:0 ({reason})."
+            ) from None
+    return made
+
+
+class WindowedDenoiser:
+    """D(x; sigma) of a clip (`inference.sampler.ClipDenoiser`), window by window.
+
+    Args:
+        denoisers: one a device.
+        plan: the windows of a step.
+        batch: windows that go through a network together.
+    """
+
+    def __init__(
+        self,
+        denoisers: Sequence[GuidedDenoiser],
+        plan: Callable[[int], Sequence[Window]],
+        batch: int = 1,
+    ):
+        self.denoisers = denoisers
+        self.plan = plan
+        self.batch = batch
+
+    def __call__(
+        self, read: ReadFrames, sigma: Tensor, step: int
+    ) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+        """Frames and shares `(W, C, h, w)` of the prediction, on the host, in order."""
+        windows = list(self.plan(step))
+        groups = [windows[i : i + self.batch] for i in range(0, len(windows), self.batch)]
+        for group, predicted in zip(groups, self._predictions(groups, read, sigma), strict=True):
+            for window, own in zip(group, predicted, strict=True):
+                yield window.frames, own * window.shares.reshape(-1, 1, 1, 1)
+
+    def _predictions(
+        self, groups: Sequence[Sequence[Window]], read: ReadFrames, sigma: Tensor
+    ) -> Iterator[Tensor]:
+        def predict(denoiser: GuidedDenoiser, group: Sequence[Window]) -> Tensor:
+            frames = [window.frames for window in group]
+            return denoiser(torch.stack([read(f) for f in frames]), frames, sigma).cpu()
+
+        if len(self.denoisers) == 1:
+            for group in groups:
+                yield predict(self.denoisers[0], group)
+            return
+        idle: SimpleQueue[GuidedDenoiser] = SimpleQueue()
+        for denoiser in self.denoisers:
+            idle.put(denoiser)
+
+        def on_any(group: Sequence[Window]) -> Tensor:
+            denoiser = idle.get()
+            try:
+                return predict(denoiser, group)
+            finally:
+                idle.put(denoiser)
+
+        count = len(self.denoisers)
+        with ThreadPoolExecutor(count, thread_name_prefix="windows") as pool:
+            waiting: deque[Future[Tensor]] = deque()
+            try:
+                for group in groups:
+                    waiting.append(pool.submit(on_any, group))
+                    if len(waiting) >= AHEAD * count:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()

@@ -1,0 +1,254 @@
+"""The latents of a clip while it is sampled, kept on the host or in a work folder.
+
+A clip is worked through a few frames at a time, so what is kept here is all that grows with its
+length. In a work folder it is kept in files that are read and written frame by frame: they take no
+memory of the process, and outlive it. After each step the new latents are synced to disk and only
+then does `state.json` name the step, so a run that is killed at any moment is continued from the
+last whole step; two files take turns, so that a half-written step spoils nothing.
+
+Shapes: T frames of a clip, t of a portion, C latent channels, h w latent size.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inference.outputs import FolderLock, read_json, sync, write_json
+
+FORMAT = 1  # of a work folder; another one's states are not continued
+STATE, LOCK = "state.json", "lock"
+_BYTES = 4  # of a float32
+
+
+class WorkFolderError(ValueError):
+    """A work folder that cannot be used; the message says what to do."""
+
+
+class Frames(Protocol):
+    """Float32 `(T, C, h, w)` of which any frames can be read and written."""
+
+    def read(self, frames: Sequence[int]) -> Tensor:
+        """These frames, `(t, C, h, w)`, on the host."""
+        ...
+
+    def write(self, frames: Sequence[int], values: Tensor) -> None:
+        """Replace these frames."""
+        ...
+
+    def clear(self) -> None:
+        """Make all frames zeros."""
+        ...
+
+
+class HostFrames:
+    """Frames in the memory of the process."""
+
+    def __init__(self, shape: Sequence[int]):
+        self._values = torch.zeros(*shape)
+
+    def read(self, frames: Sequence[int]) -> Tensor:
+        """These frames, a copy."""
+        return self._values[list(frames)]
+
+    def write(self, frames: Sequence[int], values: Tensor) -> None:
+        """Replace these frames."""
+        self._values[list(frames)] = values.to("cpu", torch.float32)
+
+    def clear(self) -> None:
+        """Make all frames zeros."""
+        self._values.zero_()
+
+
+class FileFrames:
+    """Frames in a file of plain float32, one after another."""
+
+    def __init__(self, path: Path, shape: Sequence[int]):
+        self.path = path
+        self._frame = tuple(shape[1:])
+        self._frame_bytes = _BYTES * prod(self._frame)
+        self._size = self._frame_bytes * shape[0]
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        if os.fstat(self._descriptor).st_size != self._size:
+            self.clear()
+
+    def read(self, frames: Sequence[int]) -> Tensor:
+        """These frames, a copy."""
+        values = np.empty((len(frames), *self._frame), np.float32)
+        for row, frame in zip(values, frames, strict=True):
+            target = memoryview(row).cast("B")
+            if os.preadv(self._descriptor, [target], frame * self._frame_bytes) != len(target):
+                raise OSError(f"{self.path}: frame {frame} cannot be read; is the disk full?")
+        return torch.from_numpy(values)
+
+    def write(self, frames: Sequence[int], values: Tensor) -> None:
+        """Replace these frames."""
+        rows = values.detach().to("cpu", torch.float32).contiguous().numpy()
+        for row, frame in zip(rows, frames, strict=True):
+            source = memoryview(row).cast("B")
+            if os.pwrite(self._descriptor, source, frame * self._frame_bytes) != len(source):
+                raise OSError(f"{self.path}: frame {frame} cannot be written; is the disk full?")
+
+    def clear(self) -> None:
+        """Make all frames zeros."""
+        os.ftruncate(self._descriptor, 0)
+        os.ftruncate(self._descriptor, self._size)
+
+    def sync(self) -> None:
+        """Have what was written reach the disk."""
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Give the file back; nothing can be read or written afterwards."""
+        os.close(self._descriptor)
+
+
+class ClipStates:
+    """The noisy latents of a clip between steps, and room for predictions within one.
+
+    Args:
+        shape: `(T, C, h, w)`.
+        folder: where the states are kept; None keeps them in the memory of the process.
+        identity: of everything that the states depend on; states of another are not continued.
+        replace: what to do with a folder of another identity: start afresh, or refuse it.
+
+    Raises:
+        WorkFolderError: for a folder with the states of another request, and for one that holds
+            other files.
+        FolderInUseError: where another process works in the folder.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        folder: Path | None = None,
+        identity: str = "",
+        *,
+        replace: bool = False,
+    ):
+        self.shape = tuple(shape)
+        self.folder = folder
+        self.step = 0  # steps that are done
+        self._frames: dict[str, HostFrames | FileFrames] = {}
+        self._lock: FolderLock | None = None
+        self._about = {"format": FORMAT, "identity": identity, "shape": list(self.shape)}
+        if folder is not None:
+            self._open(folder, replace)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def current(self) -> Frames:
+        """The latents after `step` steps."""
+        return self.room(f"latents-{self.step % 2}")
+
+    @property
+    def coming(self) -> Frames:
+        """Where the latents of the next step are written."""
+        return self.room(f"latents-{(self.step + 1) % 2}")
+
+    def room(self, name: str) -> Frames:
+        """Frames for use within a step; they hold what was last written, if anything."""
+        if name not in self._frames:
+            self._frames[name] = (
+                HostFrames(self.shape)
+                if self.folder is None
+                else FileFrames(self.folder / f"{name}.f32", self.shape)
+            )
+        return self._frames[name]
+
+    def commit(self) -> None:
+        """What is `coming` is whole and becomes `current`."""
+        coming = self.coming
+        if self.folder is not None:
+            assert isinstance(coming, FileFrames)
+            coming.sync()
+            write_json(self.folder / STATE, {**self._about, "step": self.step + 1})
+        self.step += 1
+
+    def close(self) -> None:
+        """Let go of the files and the folder, which stays to be continued."""
+        for frames in self._frames.values():
+            if isinstance(frames, FileFrames):
+                frames.close()
+        self._frames.clear()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def remove(self) -> None:
+        """Close, and remove the work folder: what it was for is done."""
+        self.close()
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _open(self, folder: Path, replace: bool) -> None:
+        self._lock = FolderLock(folder, LOCK, "run")
+        try:
+            found = read_json(folder / STATE)
+            if found is None:
+                self._refuse_foreign(folder)
+            elif all(found.get(name) == value for name, value in self._about.items()):
+                self.step = int(found["step"])
+            elif not replace:
+                raise WorkFolderError(
+                    f"{folder}: holds the unfinished states of another request; finish that one, "
+                    "remove the folder or give another."
+                )
+            if not self.step:
+                for path in (folder / STATE, *folder.glob("*.f32")):
+                    path.unlink(missing_ok=True)
+                sync(folder)
+        except BaseException:
+            self.close()
+            raise
+
+    @staticmethod
+    def _refuse_foreign(folder: Path) -> None:
+        foreign = [p.name for p in folder.iterdir() if p.name != LOCK and p.suffix != ".f32"]
+        foreign = [name for name in foreign if not name.startswith(f".{STATE}.")]
+        if foreign:
+            raise WorkFolderError(
+                f"{folder}: holds other files ({min(foreign)}), expected an empty folder or none: "
+                "it is removed once the video is done."
+            )
+
+
+@dataclass(frozen=True)
+class WorkPlace:
+    """A folder for the states of one request."""
+
+    folder: Path
+    model: str = ""  # fingerprint of the weights
+    replace: bool = False  # start afresh where the folder holds another request's states
+
+
+def open_states(
+    shape: Sequence[int], work: WorkPlace | None, about: Any, arrays: Sequence[np.ndarray]
+) -> ClipStates:
+    """States in the memory of the process, or in a work folder, continued where they are there.
+
+    Args:
+        about: plain values that the states depend on.
+        arrays: the arrays that they depend on.
+
+    Raises:
+        WorkFolderError, FolderInUseError: see `ClipStates`.
+    """
+    if work is None:
+        return ClipStates(shape)
+    digest = hashlib.sha256(json.dumps([work.model, about], sort_keys=True).encode())
+    for array in arrays:
+        digest.update(repr((array.shape, array.dtype.str)).encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return ClipStates(shape, work.folder, digest.hexdigest(), replace=work.replace)
