@@ -1,84 +1,93 @@
 """Animate a manifest of requests with Ray Data actors; what is finished stays finished.
 
 `OUT/NAME.mp4` and `OUT/NAME.json` are an item done; the record holds the item's identity (content
-of its inputs, options, model), so a rerun skips it, and redoes it where anything changed.
-`OUT/NAME.error.json` is an item that failed; the next run tries it again. `OUT/batch.json` sums up.
+of its inputs, options, model, settings), so a rerun skips it, and redoes it where anything changed.
+`OUT/NAME.error.json` is an item that failed; the next run tries it again. `OUT/batch.json` has the
+settings while a run goes on, and sums up when it has ended.
 """
 
-import logging
+import json
 import os
+import secrets
 import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from inference import outputs
-from inference.batch_worker import (
-    WORK,
-    WORKERS,
-    WORKERS_SECONDS,
-    BatchConfig,
-    BatchError,
-    EngineActor,
-    Task,
-    sentence,
-)
-from inference.engine_factory import (
-    absolute_alignment,
-    alignment_fingerprint,
-    model_fingerprint,
-)
+from inference.batch_config import BatchConfig, BatchError, read_settings
+from inference.batch_plan import chunks, make_tasks, measure
+from inference.batch_progress import Meter, Standing, batch_bar
+from inference.batch_task import WORK, Task
+from inference.batch_worker import WORKERS, WORKERS_SECONDS, EngineActor, sentence
+from inference.manifest import ManifestItem, read_manifest
 from inference.outputs import FolderLock
-from inference.requests import ManifestItem, read_manifest
+from pipelines.overrides import differences
+from pipelines.progress import polling
 
-MAX_BLOCKS = 2000
+__all__ = ["BatchConfig", "BatchError", "animate_batch"]
+
 SUMMARY = "batch.json"
 LOCK = ".batch.lock"
-OBJECT_STORE_BYTES = 200 << 20  # rows are short texts; videos stay on disk
+SHOWN_ERRORS = 20  # as they come; all are in the summary
+EARLIER = 100  # records of former runs that tell the speed
+
+Say = Callable[[str], None]
 
 
-def animate_batch(config: BatchConfig, *, show_progress: bool = True) -> dict[str, Any]:
+def animate_batch(
+    config: BatchConfig, *, show_progress: bool = True, say: Say | None = None
+) -> dict[str, Any]:
     """Run every item that is not done; returns the summary that is also OUT/batch.json.
+
+    Args:
+        say: gets a sentence now and then; on stderr by default, where progress is shown.
 
     Raises:
         RequestError, BatchError, FolderInUseError, FactoryError: nothing was made.
         RuntimeError: Ray lost the workers for good; what is finished stays.
     """
     started = time.time()
+    say = say or (_say if show_progress else _be_silent)
     items = read_manifest(config.manifest)
     # Ray's processes need not share our working folder.
-    config = replace(
-        config,
-        out=config.out.absolute(),
-        model_dir=config.model_dir.absolute(),
-        alignment=absolute_alignment(config.alignment),
-    )
+    config = BatchConfig(**config.absolute())
     out = config.out
     _protect_inputs(config.manifest, items, out)
-    model = model_fingerprint(config.model_dir)
-    alignment = alignment_fingerprint(config.alignment)
+    settings = read_settings(config)
     lock = FolderLock(out, LOCK, "animator batch")
     try:
         # Workers of a run that was killed live on for some seconds.
         FolderLock(out, WORKERS, "batch's worker", wait=WORKERS_SECONDS).close()
-        shutil.rmtree(out / WORK, ignore_errors=True)
-        (out / WORK).mkdir()
-        tasks = _tasks(items, f"{model} {config.face} {config.pose} {alignment}", out)
+        _sweep(out)
+        tasks = make_tasks(
+            items, config, json.dumps(settings, sort_keys=True), secrets.token_hex(8)
+        )
         results = {task.id: task.ended("skipped") for task in tasks if task.is_done()}
         pending = [task for task in tasks if task.id not in results]
-        with _bar(len(tasks), len(results), show_progress) as advance:
-            for result in _run(config, pending) if pending else ():
-                results[result.id] = result
-                advance(result)
+        changed = _changes(out, settings, pending, say)
+        head = {"manifest": str(config.manifest), "started_at": int(started), "settings": settings}
+        outputs.write_json(out / SUMMARY, {**head, "state": "running"})
+        speed: dict[str, Any] = {}
+        if pending:
+            found, speed = _work(config, pending, list(results.values()), show_progress, say)
+            results |= found
         lost = [task.id for task in tasks if task.id not in results]
         if lost:
             raise RuntimeError(f"{len(lost)} item(s) came back without a result: {lost[:5]}")
-        summary = _summary(config, model, [results[task.id] for task in tasks], started)
+        ended = [results[task.id] for task in tasks]
+        summary = {
+            **head,
+            "state": "ended",
+            "changed": changed,
+            "seconds": round(time.time() - started, 3),
+            **speed,
+            **_sums(ended),
+        }
         outputs.write_json(out / SUMMARY, summary)
         shutil.rmtree(out / WORK, ignore_errors=True)
         return summary
@@ -86,42 +95,20 @@ def animate_batch(config: BatchConfig, *, show_progress: bool = True) -> dict[st
         lock.close()
 
 
-@contextmanager
-def _bar(total: int, skipped: int, shown: bool) -> Iterator[Callable[[Task], None]]:
-    """A progress bar on stderr; what it yields is called with each result."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("animating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(file=sys.stderr), disable=not shown) as progress:
-        bar = progress.add_task("animating", total=total, completed=skipped)
-
-        def advance(result: Task) -> None:
-            progress.advance(bar)
-            if result.error and shown:
-                progress.console.print(f"{result.id}: {result.error}", markup=False, soft_wrap=True)
-
-        yield advance
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
-def _tasks(items: list[ManifestItem], model: str, out: Path) -> list[Task]:
-    digests: dict[Path, str] = {}
-    tasks = []
-    for item in items:
-        request = item.request(out / item.output).to_json()
-        inputs = {
-            "reference": str(item.reference.absolute()),
-            "driving": str(item.driving.absolute()),
-        }
-        identity = item.identity(model, digests)
-        tasks.append(Task(id=item.id, identity=identity, request={**request, **inputs}))
-    return tasks
+def _be_silent(text: str) -> None:
+    pass
+
+
+def _sweep(out: Path) -> None:
+    """Remove what a killed run left half made."""
+    shutil.rmtree(out / WORK, ignore_errors=True)
+    for path in out.glob(".*.json.*.tmp"):
+        path.unlink(missing_ok=True)
+    (out / WORK).mkdir()
 
 
 def _protect_inputs(manifest: Path, items: list[ManifestItem], out: Path) -> None:
@@ -138,92 +125,111 @@ def _protect_inputs(manifest: Path, items: list[ManifestItem], out: Path) -> Non
                 )
 
 
-def _run(config: BatchConfig, tasks: list[Task]) -> Iterator[Task]:
-    """Results as they come, in no order. One row a block, so that none waits for its neighbours."""
+def _changes(out: Path, settings: dict[str, Any], pending: Sequence[Task], say: Say) -> list[str]:
+    """What is not as it was in the last run in this folder; it is said, too."""
+    before = (outputs.read_json(out / SUMMARY) or {}).get("settings")
+    changed = differences(before, settings) if isinstance(before, dict) else []
+    outdated = sum(task.is_outdated() for task in pending)
+    if outdated:
+        why = "; ".join(changed) or "their inputs or options are others"
+        say(f"{outdated} finished item(s) are made anew, as something changed: {why}")
+    elif changed:
+        say(f"not as in the last run in this folder: {'; '.join(changed)}")
+    return changed
+
+
+def _work(
+    config: BatchConfig,
+    pending: list[Task],
+    finished: Sequence[Task],
+    show_progress: bool,
+    say: Say,
+) -> tuple[dict[str, Task], dict[str, Any]]:
+    """The results of all that is to be done, and how fast it went."""
+    results: dict[str, Task] = {}
+    with batch_bar(show_progress) as tell:
+
+        def reading(done: int, total: int) -> None:
+            tell(Standing(stage="read", done=done, total=total))
+
+        pending = measure(pending, config, reading)
+        with closing(_run(config, pending)) as rows:
+            engines = next(rows)
+            assert isinstance(engines, int)
+            earlier = _earlier(finished, config)
+            meter = Meter(pending, len(finished), engines, earlier)
+            with polling(lambda: tell(meter.standing()), "batch-progress"):
+                for result in rows:
+                    assert isinstance(result, Task)
+                    results[result.id] = result
+                    meter.add(result)
+                    if result.error and meter.counts["failed"] <= SHOWN_ERRORS:
+                        say(f"{result.id}: {result.error}")
+    speed = meter.seconds_per_work
+    return results, {
+        "engines": engines,
+        "items_per_hour": round(meter.items_per_hour, 2),
+        "seconds_per_frame": None if speed is None else round(speed, 4),
+    }
+
+
+def _earlier(finished: Sequence[Task], config: BatchConfig) -> tuple[float, float]:
+    """(work, seconds) of items that former runs made with these very settings."""
+    known = []
+    for task in finished[:EARLIER]:
+        made = (outputs.read_json(task.final.with_suffix(".json")) or {}).get("batch")
+        seconds = made.get("seconds") if isinstance(made, dict) else None
+        if isinstance(seconds, int | float):
+            known.append((task, float(seconds)))
+    measured = measure([task for task, _ in known], config, lambda done, total: None)
+    return sum(task.work for task in measured), sum(seconds for _, seconds in known)
+
+
+def _run(config: BatchConfig, tasks: Sequence[Task]) -> Generator[int | Task, None, None]:
+    """How many engines there are, then the results as they come, in no order."""
     import ray
-    import ray.data
     from ray.exceptions import RayError
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # our bar tells what goes on
-    ours = not ray.is_initialized()
+    from pipelines.ray_pool import pool_rows
+    from pipelines.ray_session import session
+
     # On a cluster the nodes' sizes are not ours to know; 1 CPU fits on any of them.
-    local = ours and not os.environ.get("RAY_ADDRESS")
-    share = max(1, (os.cpu_count() or 1) // config.engines) if local else 1
+    local = not (ray.is_initialized() or os.environ.get("RAY_ADDRESS"))
+    engines = config.engines or (1 if local else None)
+    share = max(1, (os.cpu_count() or 1) // (engines or 1)) if local else 1
     cpus = config.cpus_per_engine or share
-    if ours:
-        _start_ray(config.engines * cpus + 1)
+    room = session(
+        engines, len(tasks) * cpus, per_gpu=1, threads=cpus, options="--engines or --cpus"
+    )
     try:
-        gpus = _check_budget(config, cpus, ray.cluster_resources())
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        context.execution_no_progress_timeout_s = -1  # one item may take hours
-        rows = [task.to_row() for task in tasks]
-        dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_BLOCKS)).map(
-            cast(Any, EngineActor),
-            fn_constructor_args=(config,),
-            compute=ray.data.ActorPoolStrategy(size=config.engines),
-            num_cpus=cpus,
-            num_gpus=gpus,
-        )
-        for row in dataset.iter_rows():
-            result = Task.from_row(row)
-            if result.status == "refused":
-                raise BatchError(f"the engine cannot be opened: {result.error}")
-            if result.status == "broken":
-                raise RuntimeError(f"the engine cannot be opened: {result.error}")
-            yield result
+        with room as pool:
+            if 0 < pool.gpus < 1:
+                raise BatchError(
+                    f"{engines} engines have {pool.gpus:g} GPU each, expected one GPU an engine; "
+                    "ask for fewer engines"
+                )
+            yield pool.workers
+            portions = chunks(tasks, pool.most or pool.workers)
+            rows = [{"tasks": json.dumps([task.to_json() for task in part])} for part in portions]
+            with closing(pool_rows(EngineActor, (config,), rows, pool, at_once=True)) as found:
+                for row in found:
+                    result = Task.from_json(row["task"])
+                    if result.status == "refused":
+                        raise BatchError(f"the engine cannot be opened: {result.error}")
+                    if result.status == "broken":
+                        raise RuntimeError(f"the engine cannot be opened: {result.error}")
+                    yield result
     except RayError as error:
         cause = getattr(error, "cause", None) or error
         raise RuntimeError(sentence(cause)) from None
-    finally:
-        if ours:
-            ray.shutdown()
 
 
-def _start_ray(num_cpus: int) -> None:
-    import ray
-
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.ERROR)
-        return
-    ray.init(
-        address="local",
-        num_cpus=max(4, num_cpus),
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        logging_level=logging.ERROR,
-        _node_ip_address="127.0.0.1",
-    )
-
-
-def _check_budget(config: BatchConfig, cpus: int, resources: Mapping[str, float]) -> int:
-    """GPUs an engine. Ray Data waits for ever, and says nothing, for what a cluster lacks."""
-    have, need = int(resources.get("CPU", 0)), config.engines * cpus + 1
-    if have < need:
-        raise BatchError(
-            f"{config.engines} engine(s) of {cpus} CPU(s) and one for the reader need {need} CPUs, "
-            f"the cluster has {have}; ask for fewer engines or fewer CPUs each"
-        )
-    gpus = int(resources.get("GPU", 0))
-    if 0 < gpus < config.engines:
-        raise BatchError(
-            f"{config.engines} engines on {gpus} GPU(s), expected one GPU an engine; "
-            f"ask for {gpus} engine(s)"
-        )
-    return 1 if gpus else 0
-
-
-def _summary(
-    config: BatchConfig, model: str, results: list[Task], started: float
-) -> dict[str, Any]:
+def _sums(results: Sequence[Task]) -> dict[str, Any]:
     counts = Counter(result.status for result in results)
+    reused = sum((Counter(result.reused) for result in results), Counter())
     return {
-        "manifest": str(config.manifest),
-        "model": model,
-        "started_at": int(started),
-        "seconds": round(time.time() - started, 3),
         **{status: counts[status] for status in ("done", "skipped", "failed")},
+        "reused": {kind: reused[kind] for kind in ("driving", "reference", "face")},
         "items": [
             {
                 "id": result.id,

@@ -1,8 +1,8 @@
 """Open an engine by name: the seam where another engine can be put behind batch and serve.
 
 A factory is written "module:function" and called as `function(model_dir, face=…, pose=…,
-alignment=…)` in the process that will run the engine, so nothing heavy is imported by whoever only
-names it.
+alignment=…)`, by a batch with `AnimationEngine`'s other arguments as well, in the process that will
+run the engine, so nothing heavy is imported by whoever only names it.
 """
 
 import hashlib
@@ -24,11 +24,17 @@ Progress = Callable[[float, str], None]
 class Engine(Protocol):
     """What batch and serve ask of an engine."""
 
-    def run(self, request: AnimationRequest, progress: Progress | None = None) -> dict[str, Any]:
+    def run(
+        self, request: AnimationRequest, progress: Progress | None = None, **shape: Any
+    ) -> dict[str, Any]:
         """Write `request.output` and return its record.
 
         `progress(share 0..1, stage)` is called between steps; what it raises ends the run. A
         ValueError says in one sentence what the user can mend.
+
+        Args:
+            shape: `size`, `framing` and `align` (see `AnimationEngine.run`), where they are not the
+                defaults.
         """
         ...
 
@@ -44,8 +50,13 @@ def open_engine(
     face: str = "auto",
     pose: str = "auto",
     alignment: str = "auto",
+    **options: Any,
 ) -> Engine:
-    """Call the factory "module:function"; raises FactoryError where there is none of that name."""
+    """Call the factory "module:function"; raises FactoryError where there is none of that name.
+
+    Args:
+        options: further ones of the factory's own.
+    """
     module_name, colon, function_name = factory.partition(":")
     if not (module_name and colon and function_name):
         raise FactoryError(f"engine factory {factory!r}, expected 'module:function'")
@@ -58,7 +69,8 @@ def open_engine(
     function = getattr(module, function_name, None)
     if not callable(function):
         raise FactoryError(f"engine factory {factory!r}: {module_name} has no {function_name}")
-    return cast(Engine, function(Path(model_dir), face=face, pose=pose, alignment=alignment))
+    given = {"face": face, "pose": pose, "alignment": alignment, **options}
+    return cast(Engine, function(Path(model_dir), **given))
 
 
 def model_fingerprint(model_dir: Path) -> str:

@@ -6,7 +6,22 @@ from typing import Annotated
 import typer
 
 from infra.console import FAILED, emit
-from infra.verbs.options import Alignment, AsJson, Face, Model, OutFolder, Pose, Settings
+from infra.verbs.options import (
+    Align,
+    Alignment,
+    AsJson,
+    Dtype,
+    Face,
+    Framing,
+    MaxRotation,
+    MaxScale,
+    Model,
+    OutFolder,
+    PerFrame,
+    Pose,
+    Settings,
+    Size,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -27,25 +42,19 @@ def animate(
     reference_face: Annotated[
         int, typer.Option(help="Whom to animate where there are several: 1 is the largest face.")
     ] = 1,
-    size: Annotated[
-        str | None, typer.Option(help="Height and width to work at, as 1024x576.")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="Type of weights: auto, fp32, bf16 or fp16.")] = "auto",
+    size: Size = None,
+    dtype: Dtype = "auto",
     changes: Settings = None,
-    align: Annotated[
-        bool, typer.Option("--align/--no-align", help="Move the motion to where the person is.")
-    ] = True,
+    align: Align = True,
     alignment: Alignment = "auto",
-    per_frame: Annotated[
-        bool, typer.Option("--per-frame", help="Align each frame by itself, not the whole clip.")
-    ] = False,
-    max_scale: Annotated[
-        float | None, typer.Option(help="Scale the motion at most by this factor.")
+    per_frame: PerFrame = False,
+    max_scale: MaxScale = None,
+    max_rotation: MaxRotation = None,
+    framing: Framing = "pad",
+    work: Annotated[
+        Path | None,
+        typer.Option(help="Folder to continue an ended run from; removed when the video is done."),
     ] = None,
-    max_rotation: Annotated[
-        float | None, typer.Option(help="Turn the motion at most by these degrees.")
-    ] = None,
-    framing: Annotated[str, typer.Option(help="Fit the picture by pad or by crop.")] = "pad",
     face: Face = "auto",
     pose: Pose = "auto",
     as_json: AsJson = False,
@@ -55,11 +64,14 @@ def animate(
     --set changes the model's own sampler and guidance: --set sampling.solver=heun --set
     guidance.sigma_max=80. `animator align` shows the alignment before anything is computed.
 
+    A run of more than 64 frames that was ended continues when the same command is given again:
+    until the video is done its state is kept in .NAME.work beside it, or in --work.
+
     Example: animator animate --model runs/animator/model --reference me.jpg --driving dance.mp4
     --out me.mp4
     """
     from inference.engine import AnimationEngine
-    from inference.requests import AnimationRequest
+    from inference.requests import AnimationRequest, parse_size
     from infra.progress import stage_bar
 
     request = AnimationRequest(
@@ -71,11 +83,7 @@ def animate(
         guidance=guidance,
         reference_face=reference_face,
     )
-    frame_size = _size(size)
-    given = {"max_scale": max_scale, "max_rotation": max_rotation}
-    aligned = [f"alignment.{name}={value}" for name, value in given.items() if value is not None]
-    if per_frame:
-        aligned.append("alignment.per_frame=true")
+    frame_size = None if size is None else parse_size(size, "--size")
     with stage_bar("animate") as progress:
         engine = AnimationEngine(
             model,
@@ -83,9 +91,17 @@ def animate(
             pose=pose,
             alignment=alignment,
             dtype=dtype,
-            changes=[*(changes or ()), *aligned],
+            changes=_changes(changes, per_frame, max_scale, max_rotation),
         )
-        record = engine.run(request, progress, align=align, framing=framing, size=frame_size)
+        record = engine.run(
+            request,
+            progress,
+            align=align,
+            framing=framing,
+            size=frame_size,
+            work=work,
+            resumable=True,
+        )
     emit(record, as_json=as_json, show=lambda r: _animation_lines(r, out))
 
 
@@ -93,27 +109,53 @@ def batch(
     manifest: Annotated[Path, typer.Argument(help="JSONL; a line has reference and driving.")],
     out: OutFolder,
     model: Model,
-    engines: Annotated[int, typer.Option(help="Engines at work at the same time.")] = 1,
+    engines: Annotated[
+        int | None,
+        typer.Option(
+            help="Engines at work at the same time; one, and on a cluster as many as there are "
+            "GPUs, without."
+        ),
+    ] = None,
+    cpus: Annotated[int | None, typer.Option(help="CPUs of each engine.")] = None,
+    size: Size = None,
+    dtype: Dtype = "auto",
+    changes: Settings = None,
+    align: Align = True,
+    alignment: Alignment = "auto",
+    per_frame: PerFrame = False,
+    max_scale: MaxScale = None,
+    max_rotation: MaxRotation = None,
+    framing: Framing = "pad",
     face: Face = "auto",
     pose: Pose = "auto",
-    alignment: Alignment = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Animate every line of a manifest; done lines are not done again.
+
+    A line is {"reference": …, "driving": …}, with "output", "seed", "steps", "guidance",
+    "reference_face", "size", "framing" and "id" where wanted. The other options are animate's own
+    and hold for all lines.
 
     Exit code 1 if a line failed. Example: animator batch jobs.jsonl --model runs/animator/model
     --out results
     """
     from inference.batch import BatchConfig, animate_batch
+    from inference.requests import parse_size
 
     config = BatchConfig(
         manifest=manifest,
         out=out,
         model_dir=model,
         engines=engines,
+        cpus_per_engine=cpus,
         face=face,
         pose=pose,
         alignment=alignment,
+        align=align,
+        dtype=dtype,
+        changes=tuple(_changes(changes, per_frame, max_scale, max_rotation)),
+        size=None if size is None else parse_size(size, "--size"),
+        framing=framing,
     )
     summary = animate_batch(config)
     emit(summary, as_json=as_json, show=lambda s: _batch_lines(s, out))
@@ -153,18 +195,26 @@ def serve(
     )
 
 
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    height, _, width = text.lower().partition("x")
-    if not (height.isdecimal() and width.isdecimal()):
-        raise ValueError(f"--size is {text!r}, expected height and width as 1024x576.")
-    return int(height), int(width)
+def _changes(
+    given: list[str] | None, per_frame: bool, max_scale: float | None, max_rotation: float | None
+) -> list[str]:
+    """Changes of a model's settings, those with an option of their own last."""
+    limits = {"max_scale": max_scale, "max_rotation": max_rotation}
+    named = [f"alignment.{name}={value}" for name, value in limits.items() if value is not None]
+    return [*(given or ()), *named, *(["alignment.per_frame=true"] if per_frame else [])]
 
 
 def _batch_lines(summary: dict, out: Path) -> list[str]:
-    counts = {name: summary[name] for name in ("done", "skipped", "failed") if name in summary}
-    return [", ".join(f"{count} {name}" for name, count in counts.items()), f"Results in {out}"]
+    counts = ", ".join(f"{summary[name]} {name}" for name in ("done", "skipped", "failed"))
+    if summary["done"]:
+        counts += f"; {summary['items_per_hour']:.3g} items/h on {summary['engines']} engine(s)"
+    reused = summary["reused"]
+    return [
+        counts,
+        f"seen before and not looked at again: {reused['driving']} clips, "
+        f"{reused['reference']} pictures",
+        f"Results in {out}",
+    ]
 
 
 def _animation_lines(record: dict, out: Path) -> list[str]:

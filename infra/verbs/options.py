@@ -23,3 +23,16 @@ Alignment = Annotated[
         "a model folder."
     ),
 ]
+Align = Annotated[
+    bool, typer.Option("--align/--no-align", help="Move the motion to where the person is.")
+]
+PerFrame = Annotated[
+    bool, typer.Option("--per-frame", help="Align each frame by itself, not the whole clip.")
+]
+MaxScale = Annotated[float | None, typer.Option(help="Scale the motion at most by this factor.")]
+MaxRotation = Annotated[
+    float | None, typer.Option(help="Turn the motion at most by these degrees.")
+]
+Size = Annotated[str | None, typer.Option(help="Height and width to work at, as 1024x576.")]
+Dtype = Annotated[str, typer.Option(help="Type of weights: auto, fp32, bf16 or fp16.")]
+Framing = Annotated[str, typer.Option(help="Fit the picture by pad or by crop.")]

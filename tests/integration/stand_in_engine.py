@@ -24,14 +24,20 @@ class StandInEngine:
     """Copies the reference's colour into a few frames of video."""
 
     def __init__(
-        self, model_dir: Path, face: str = "auto", pose: str = "auto", alignment: str = "auto"
+        self,
+        model_dir: Path,
+        face: str = "auto",
+        pose: str = "auto",
+        alignment: str = "auto",
+        **options: object,
     ) -> None:
         if not (model_dir / "config.json").is_file():
             raise ValueError(f"{model_dir}: no config.json; give a model folder")
         self.log = os.environ.get("STAND_IN_LOG")
+        self.options = options
         self.seconds = float(os.environ.get("STAND_IN_SECONDS", "0.02"))
 
-    def run(self, request: AnimationRequest, progress=None) -> dict:
+    def run(self, request: AnimationRequest, progress=None, **shape: object) -> dict:
         self._note("start", request)
         colour = read_image(request.reference).mean((0, 1))
         num_frames = min(probe(request.driving).num_frames, 4)
@@ -44,7 +50,12 @@ class StandInEngine:
         frame = np.broadcast_to(colour, (32, 32, 3)).astype(np.uint8)
         encode(request.output, [frame] * num_frames, fps=8)
         self._note("end", request)
-        return {"seed": request.seed, "num_frames": num_frames, "warnings": []}
+        return {
+            "seed": request.seed,
+            "num_frames": num_frames,
+            "asked": {**self.options, **shape},
+            "warnings": [],
+        }
 
     def _misbehave(self, request: AnimationRequest) -> None:
         if request.seed == REFUSED_SEED:

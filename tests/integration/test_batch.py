@@ -16,7 +16,9 @@ from PIL import Image
 
 from inference import outputs
 from inference.batch import BatchConfig, BatchError, animate_batch
+from inference.outputs import FolderInUseError, FolderLock
 from inference.requests import RequestError
+from pipelines.ray_sizes import RunError
 from pipelines.video import encode, probe
 
 HERE = Path(__file__).parent
@@ -44,6 +46,7 @@ def manifest(folder: Path, *seeds: int) -> BatchConfig:
         out=folder / "out",
         model_dir=folder / "model",
         engine_factory=FACTORY,
+        engines=1,
         cpus_per_engine=1,
     )
 
@@ -95,12 +98,55 @@ def test_failures_are_recorded_stop_nothing_and_are_tried_again(folder: Path) ->
 @pytest.mark.usefixtures("cluster")
 def test_what_cannot_run_is_said_at_once(folder: Path) -> None:
     config = manifest(folder, 1)
-    greedy = BatchConfig(**{**vars(config), "cpus_per_engine": 2})
-    with pytest.raises(BatchError, match="need 3 CPUs, the cluster has 2; ask for fewer"):
+    greedy = BatchConfig(**{**vars(config), "engines": 1, "cpus_per_engine": 3})
+    with pytest.raises(RunError, match=r"1 workers need 3 CPUs each.*fewer --engines or --cpus"):
         animate_batch(greedy, show_progress=False)
     (folder / "model" / "config.json").rename(folder / "model" / "other.json")
     with pytest.raises(BatchError, match=r"no config\.json; give a model folder"):
         animate_batch(config, show_progress=False)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_settings_reach_the_engine_and_another_setting_makes_all_anew(folder: Path) -> None:
+    config = manifest(folder, 1, 2)
+    with config.manifest.open("a") as stream:
+        own = {"size": "64x96", "framing": "crop", "id": "own"}
+        stream.write(json.dumps({"reference": "person.png", "driving": "dance.mp4", **own}))
+    said: list[str] = []
+    given = {"dtype": "bf16", "changes": ("sampling.churn=40",), "size": (32, 32), "align": False}
+    config = BatchConfig(**{**vars(config), **given})
+    summary = animate_batch(config, show_progress=False, say=said.append)
+    assert (summary["done"], summary["changed"], said) == (3, [], [])
+    asked = {
+        name: (outputs.read_json(config.out / f"{name}.json") or {})["asked"]
+        for name in ("item-1", "own")
+    }
+    for each in asked.values():
+        assert (each["dtype"], each["changes"]) == ("bf16", ["sampling.churn=40"])
+        assert each["align"] is False
+    assert asked["item-1"]["size"] == [32, 32]
+    assert "framing" not in asked["item-1"]
+    assert (asked["own"]["size"], asked["own"]["framing"]) == ([64, 96], "crop")
+
+    (folder / "model" / "config.json").write_text('{"another": "model"}')
+    again = BatchConfig(**{**vars(config), "changes": ("sampling.churn=20",)})
+    summary = animate_batch(again, show_progress=False, say=said.append)
+    assert (summary["done"], summary["skipped"]) == (3, 0)
+    [remark] = said
+    assert remark.startswith("3 finished item(s) are made anew, as something changed: ")
+    assert "changes.sampling.churn: '40' → '20'; model: '" in remark
+    assert len(summary["changed"]) == 2
+    assert animate_batch(again, show_progress=False)["skipped"] == 3
+
+
+@pytest.mark.usefixtures("cluster")
+def test_two_runs_in_one_folder_refuse_each_other(folder: Path) -> None:
+    config = manifest(folder, 1)
+    other = FolderLock(config.out, ".batch.lock", "animator batch")
+    with pytest.raises(FolderInUseError, match="another animator batch"):
+        animate_batch(config, show_progress=False)
+    other.close()
+    assert animate_batch(config, show_progress=False)["done"] == 1
 
 
 def test_nothing_starts_on_a_malformed_manifest(folder: Path) -> None:

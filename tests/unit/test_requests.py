@@ -1,16 +1,14 @@
 """Requests and manifests: what is accepted, and how the rest is refused."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from inference.requests import (
-    AnimationOptions,
-    AnimationRequest,
-    RequestError,
-    read_manifest,
-)
+from inference import manifest as manifests
+from inference.manifest import read_manifest
+from inference.requests import AnimationOptions, AnimationRequest, RequestError
 
 
 @pytest.fixture
@@ -36,7 +34,7 @@ def test_relative_paths_start_at_the_manifests_folder(folder: Path) -> None:
     absolute = str(folder / "b.png")
     items = read_manifest(manifest(folder, line(), "", line(reference=absolute, seed=4, id="x")))
     assert [item.reference for item in items] == [folder / "a.png", folder / "b.png"]
-    assert [item.output for item in items] == ["a-dance-0.mp4", "x.mp4"]
+    assert items[1].output == "x.mp4"
     assert [item.line for item in items] == [1, 3]
     assert items[1].options == AnimationOptions(seed=4)
 
@@ -74,6 +72,9 @@ def test_every_bad_line_is_named_at_once(folder: Path) -> None:
         ({"output": "a.error.mp4"}, "the batch uses itself"),
         ({"output": "x" * 300 + ".mp4"}, "304 bytes"),
         ({"id": "../up"}, "'id' is '../up'"),
+        ({"size": "64"}, "size is '64', expected height and width as 1024x576"),
+        ({"size": "0x64"}, "size is '0x64'"),
+        ({"framing": "stretch"}, "'framing' is 'stretch', expected pad or crop"),
     ],
 )
 def test_a_bad_field_is_refused_with_what_was_expected(
@@ -111,18 +112,58 @@ def test_a_file_that_is_no_manifest_is_refused(tmp_path: Path, content: bytes) -
 
 def test_identity_follows_content_options_and_model_but_not_names(folder: Path) -> None:
     (folder / "copy.png").write_bytes((folder / "a.png").read_bytes())
-    rows = [line(), line(reference="copy.png"), line(seed=1), line(driving="clips/walk.mp4")]
-    items = read_manifest(manifest(folder, *rows))
-    same, copy, seed, driving = (item.identity("model", {}) for item in items)
-    assert same == copy
-    assert len({same, seed, driving, items[0].identity("other", {})}) == 4
-    identities = {same}
+    rows = [line(), line(reference="copy.png", id="copy"), line(seed=1), line(size="64x64")]
+    rows += [line(driving="clips/walk.mp4"), line(framing="crop")]
+
+    def identities() -> list[str]:
+        return [item.identity("model") for item in read_manifest(manifest(folder, *rows))]
+
+    first, copy, *others = identities()
+    assert first == copy
+    other_model = read_manifest(manifest(folder, *rows))[0].identity("other")
+    assert len({first, *others, other_model}) == 6
+    found = {first}
     for name in ("clips/dance.pose.npz", "a.pose.npz"):
         (folder / name).write_bytes(b"keypoints beside a file steer the video too")
-        identities.add(items[0].identity("model", {}))
+        found.add(identities()[0])
     (folder / "clips/dance.pose.npz").unlink()
-    identities.add(items[0].identity("model", {}))
-    assert len(identities) == 4
+    found.add(identities()[0])
+    assert len(found) == 4
+
+
+def test_outputs_without_a_name_are_named_by_content(folder: Path) -> None:
+    rows = [line(), line(seed=1), line(size="64x96"), line(framing="crop")]
+    names = [item.output for item in read_manifest(manifest(folder, *rows))]
+    assert all(re.fullmatch(r"a-dance-[0-9a-f]{16}\.mp4", name) for name in names)
+    assert len(set(names)) == len(rows)
+    # The same names in any folder, and for copies; another for what was changed.
+    (folder / "there").mkdir()
+    (folder / "there" / "a.png").write_bytes((folder / "a.png").read_bytes())
+    moved = line(reference="there/a.png")
+    assert read_manifest(manifest(folder, moved))[0].output == names[0]
+    with pytest.raises(RequestError, match="line 2: the same output 'a-dance-"):
+        read_manifest(manifest(folder, line(), moved))
+    (folder / "a.png").write_bytes(b"another picture")
+    assert read_manifest(manifest(folder, line()))[0].output not in names
+
+
+def test_names_by_content_are_plain_whatever_the_inputs_are_called(folder: Path) -> None:
+    for name in ("..a: b\n.png", "é" * 100 + ".png", "---.png"):
+        (folder / name).write_bytes(name.encode())
+        [item] = read_manifest(manifest(folder, line(reference=name)))
+        assert re.fullmatch(r"[\w-]+\.mp4", item.output)
+        assert len(item.output.encode()) < manifests.MAX_NAME_BYTES
+
+
+def test_a_manifest_beyond_the_limits_is_refused(folder: Path, monkeypatch) -> None:
+    path = manifest(folder, line(), line(seed=1), line(seed=2))
+    monkeypatch.setattr(manifests, "MAX_ITEMS", 2)
+    with pytest.raises(RequestError, match="more than 2 lines; split the manifest"):
+        read_manifest(path)
+    monkeypatch.setattr(manifests, "MAX_BYTES", 1 << 20)
+    path.write_text("\n" * (1 << 20) + "\n")
+    with pytest.raises(RequestError, match="more than 1 MiB; split the manifest"):
+        read_manifest(path)
 
 
 def test_a_request_survives_json(folder: Path) -> None:
