@@ -4,7 +4,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, redirect_stdout
 from typing import Any
 
@@ -74,7 +74,7 @@ def pool_rows(
     patience: float = PATIENCE_SECONDS,
     calls: int = 1,
     at_once: bool = False,
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """Hand rows to a pool of actors, a row a call; gives the rows that come back, in any order.
 
     The pool grows with the cluster where it may (`pool.most`), and gives back what it does not
