@@ -175,8 +175,10 @@ def _residual(block: ResnetBlock2D, normalise: Normalise, x: Tensor) -> Tensor:
 def _attention(layer: Attention, normalise: Normalise, seen: Seen, x: Tensor) -> Tensor:
     """Diffusers' self-attention over the tokens of each frame."""
     group_norm: Any = layer.group_norm
+    to_key: Any = layer.to_k
+    to_value: Any = layer.to_v
     tokens = rearrange(normalise(group_norm, x), "t c h w -> t (h w) c")
-    key, value = seen(layer, layer.to_k(tokens), layer.to_v(tokens))
+    key, value = seen(layer, to_key(tokens), to_value(tokens))
     query, key, value = (
         rearrange(part, "t n (a c) -> t a n c", a=layer.heads)
         for part in (layer.to_q(tokens), key, value)
