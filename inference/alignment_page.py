@@ -35,7 +35,7 @@ _TEMPLATE = "alignment_report.html.jinja"
 def render_page(
     result: Mapping[str, Any],
     reference: tuple[np.ndarray, Pose],
-    driving: tuple[np.ndarray, Pose],
+    driving: tuple[Sequence[np.ndarray], Pose],
     methods: Mapping[str, MethodResult],
     own: Sequence[OwnTransforms],
 ) -> str:
@@ -44,7 +44,7 @@ def render_page(
     Args:
         result: what `inference.alignment_report` found, in numbers.
         reference: the picture `(H, W, 3)` and its people `(P, K, 2)`.
-        driving: frames `(T, H, W, 3)` and their people `(T, P, K, 2)`.
+        driving: T frames `(H, W, 3)` and their people `(T, P, K, 2)`.
         methods: by name; the last is the one that is used.
         own: what every frame alone says, for each person aligned.
     """
@@ -75,7 +75,7 @@ def _signed(value: float, digits: int = 1) -> str:
 def _grid(
     result: Mapping[str, Any],
     reference: tuple[np.ndarray, Pose],
-    driving: tuple[np.ndarray, Pose],
+    driving: tuple[Sequence[np.ndarray], Pose],
     methods: Mapping[str, MethodResult],
 ) -> list[dict[str, Any]]:
     """A row a frame: the driving frame, and what every method makes of it."""

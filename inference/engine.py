@@ -6,44 +6,34 @@ It opens perception and the pipeline once and runs requests one after another.
 import json
 import os
 import secrets
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from inference.clip_stream import AnimationStream
+from inference.engine_factory import model_fingerprint
+from inference.peak_memory import PeakMemory
 from inference.perception import AnimationError, Perception, check_inputs
 from inference.perception_cache import RememberingPerception
-from inference.pipeline import AnimationPipeline, AnimationResult
+from inference.pipeline import AnimationPipeline
 from inference.requests import AnimationRequest
+from inference.seams import SeamMeter, layouts_of
+from inference.stages import Timings
+from inference.states import WorkPlace
 from pipelines.faces import Face
 from pipelines.framing import fit
 from pipelines.images import read_image
 from pipelines.overrides import apply_overrides, to_dict
 from pipelines.shards import sha256_file, write_atomic
-from pipelines.video import VideoInfo, encode
+from pipelines.video import EncodeResult, VideoInfo, encode
 
 Progress = Callable[[float, str], None]
 # Shares of the progress bar: reading and perception, sampling, writing.
 READ, SAMPLED = 0.15, 0.95
-
-
-class Timings:
-    """Wall-clock seconds by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-    def record(self) -> dict[str, float]:
-        return {name: round(value, 3) for name, value in self.seconds.items()}
+# Frames of a clip from which on `animator animate` can continue a run that was ended.
+LONG = 64
 
 
 def _ignore(share: float, stage: str) -> None:
@@ -84,6 +74,7 @@ class AnimationEngine:
             self.model_dir, face=face, alignment=alignment, dtype=dtype
         )
         self.settings = apply_overrides(self.pipeline.settings, changes)
+        self._model_fingerprint: str | None = None
         # A model that was trained on one recogniser's embeddings brings its own detector too.
         faces = self.pipeline.encoder.recogniser
         self.perception = (
@@ -100,17 +91,26 @@ class AnimationEngine:
         align: bool = True,
         framing: str = "pad",
         size: tuple[int, int] | None = None,
+        work: Path | None = None,
+        resumable: bool = False,
     ) -> dict[str, Any]:
         """Write `request.output` and the record `NAME.json` beside it; returns the record.
 
         Both appear complete or not at all. `progress(share, stage)` is called between steps, and
         may raise to stop.
 
+        Args:
+            align, framing, size: see `AnimationPipeline.stream`.
+            work: a folder for what has been computed after each step. The same request continues
+                from there after it was ended, with the same result; it is removed at the end.
+            resumable: use `.NAME.work` beside the output for that where the clip has more than
+                `LONG` frames; what it holds of another request is removed.
+
         Raises:
             AnimationError, ValueError: for input that cannot be animated.
         """
         progress = progress or _ignore
-        timings = Timings()
+        timings, memory = Timings(), PeakMemory()
         size = self.pipeline.frame_size(size)
         with timings.stage("read"):
             progress(0.0, "reading")
@@ -125,28 +125,52 @@ class AnimationEngine:
             progress(0.05, "reading the motion")
             frames = self.perception.frames(request.driving, info)
             driving_pose = self.perception.driving(request.driving, info, frames)
-            del frames  # before sampling needs the memory
             models = self.perception.models(reference_pose, driving_pose)
             if align:
                 models["alignment"] = self.pipeline.alignment_model
-        with timings.stage("sampling"):
-            result = self.pipeline(
-                image,
-                reference_pose,
-                driving_pose,
-                fps=info.fps,
-                face=face,
-                framing=framing,
-                align=align,
-                size=size,
-                seed=request.seed,
-                settings=self.settings.with_choices(steps=request.steps, guidance=request.guidance),
-                on_step=lambda done, steps: progress(
-                    READ + (SAMPLED - READ) * done / steps, f"step {done}/{steps}"
-                ),
-            )
-        progress(SAMPLED, "writing")
-        return self._write(request, info, result, face, models, timings)
+        place = None if work is None else WorkPlace(work, self._fingerprint())
+        if place is None and resumable and len(driving_pose.score) > LONG:
+            beside = request.output.with_name(f".{request.output.stem}.work")
+            place = WorkPlace(beside, self._fingerprint(), replace=True)
+
+        def sampled(done: int, steps: int) -> None:
+            progress(READ + (SAMPLED - READ) * done / steps, f"step {done}/{steps}")
+
+        stream = self.pipeline.stream(
+            image,
+            reference_pose,
+            driving_pose,
+            fps=info.fps,
+            face=face,
+            framing=framing,
+            align=align,
+            size=size,
+            seed=request.seed,
+            settings=self.settings.with_choices(steps=request.steps, guidance=request.guidance),
+            on_step=sampled,
+            on_work=sampled,
+            work=place,
+            timings=timings,
+        )
+        try:
+            progress(SAMPLED, "writing")
+            meter = self._meter(stream, image, face)
+            staged, encoded = self._write(request, info, stream, meter, timings, progress)
+            try:
+                warnings = self._warnings(stream, meter, face, encoded.audio_note)
+                record = self._record(request, info, stream, models, warnings)
+                record["seams"] = meter.record()
+                record["timings"], record["memory"] = timings.record(), memory.record()
+                if face is not None:
+                    box = [round(float(side), 4) for side in face.box]
+                    record["face"] = {"chosen": request.reference_face, "box": box}
+                self._publish(request.output, staged, record)
+            finally:
+                staged.unlink(missing_ok=True)
+            stream.states.remove()
+        finally:
+            stream.states.close()
+        return record
 
     def _check_paths(self, request: AnimationRequest) -> None:
         if request.output.suffix.lower() != ".mp4":
@@ -155,67 +179,100 @@ class AnimationEngine:
             )
         check_inputs(request.reference, request.driving)
 
+    def _fingerprint(self) -> str:
+        """Of the model's files, read once."""
+        if self._model_fingerprint is None:
+            self._model_fingerprint = model_fingerprint(self.model_dir)
+        return self._model_fingerprint
+
+    def _meter(self, stream: AnimationStream, image: np.ndarray, face: Face | None) -> SeamMeter:
+        """What watches the frames for seams and drift."""
+        encoder = self.pipeline.encoder
+        layouts = layouts_of(stream.plan, stream.settings.sampling.steps, stream.decoded_spans())
+        if face is None or len(next(iter(layouts.values()))) < 2:
+            return SeamMeter(len(stream), layouts)
+        reference = encoder.face_embedding(image, face).numpy()
+
+        def likeness(embedding: np.ndarray) -> float:
+            return float(embedding @ reference)
+
+        def identify(frame: np.ndarray) -> np.ndarray | None:
+            faces = self.perception.faces.detect(frame)
+            found = [encoder.face_embedding(frame, one).numpy() for one in faces]
+            return max(found, key=likeness, default=None)
+
+        return SeamMeter(len(stream), layouts, identify, reference)
+
     def _write(
         self,
         request: AnimationRequest,
         info: VideoInfo,
-        result: AnimationResult,
-        face: Face | None,
-        models: dict[str, Any],
+        stream: AnimationStream,
+        meter: SeamMeter,
         timings: Timings,
-    ) -> dict[str, Any]:
+        progress: Progress,
+    ) -> tuple[Path, EncodeResult]:
+        """Decode and encode into a file beside the output, a few frames in memory at a time."""
         output = request.output
         output.parent.mkdir(parents=True, exist_ok=True)
         staged = output.with_name(f".{output.stem}.{os.getpid()}-{secrets.token_hex(4)}.mp4")
-        try:
-            with timings.stage("encoding"):
-                sound = request.driving if info.has_audio else None
-                written = encode(staged, result.frames, fps=info.fps, audio_from=sound)
-            warnings = [*self.pipeline.encoder.warnings]
-            if written.audio_note:
-                warnings.append(written.audio_note)
-            if face is None:
-                warnings.append("no face was found in the reference: its identity is not guided")
-            warnings += [f"alignment: {text}" for text in result.alignment.warnings]
-            record = self._record(request, info, result, models, timings, warnings)
-            if face is not None:
-                box = [round(float(side), 4) for side in face.box]
-                record["face"] = {"chosen": request.reference_face, "box": box}
-            record["file"] = {"bytes": staged.stat().st_size, "sha256": sha256_file(staged)}
-            os.replace(staged, output)
-        finally:
-            staged.unlink(missing_ok=True)
+
+        def shown(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+            for number, frame in enumerate(frames):
+                with timings.stage("measuring"):
+                    meter.add(frame)
+                yield frame
+                progress(SAMPLED + (1 - SAMPLED) * (number + 1) / len(stream), "writing")
+
+        with timings.stage("encoding"):
+            frames = shown(timings.each("decoding", stream.frames()))
+            sound = request.driving if info.has_audio else None
+            return staged, encode(staged, frames, fps=info.fps, audio_from=sound)
+
+    def _warnings(
+        self, stream: AnimationStream, meter: SeamMeter, face: Face | None, audio_note: str
+    ) -> list[str]:
+        warnings = [*self.pipeline.encoder.warnings]
+        if audio_note:
+            warnings.append(audio_note)
+        if face is None:
+            warnings.append("no face was found in the reference: its identity is not guided")
+        warnings += [f"alignment: {text}" for text in stream.alignment.warnings]
+        return warnings + meter.warnings()
+
+    @staticmethod
+    def _publish(output: Path, staged: Path, record: dict[str, Any]) -> None:
+        record["file"] = {"bytes": staged.stat().st_size, "sha256": sha256_file(staged)}
+        os.replace(staged, output)
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
         write_atomic(output.with_suffix(".json"), text.encode())
-        return record
 
     def _record(
         self,
         request: AnimationRequest,
         info: VideoInfo,
-        result: AnimationResult,
+        stream: AnimationStream,
         models: dict[str, Any],
-        timings: Timings,
         warnings: list[str],
     ) -> dict[str, Any]:
-        num_frames, height, width = result.frames.shape[:3]
+        height, width = stream.size
         return {
             "reference": request.reference.name,
             "driving": request.driving.name,
             "video": {
-                "frames": num_frames,
+                "frames": len(stream),
                 "height": height,
                 "width": width,
                 "fps": round(info.fps, 4),
                 "sound": info.has_audio,
             },
-            "alignment": {**result.alignment.record(), "summary": result.alignment.describe()},
+            "alignment": {**stream.alignment.record(), "summary": stream.alignment.describe()},
             "sampling": {
                 "seed": request.seed,
                 "dtype": str(self.pipeline.animator.dtype).removeprefix("torch."),
-                **to_dict(result.settings.sampling),
-                "guidance": to_dict(result.settings.guidance),
-                "windows": to_dict(result.settings.windows),
+                **to_dict(stream.settings.sampling),
+                "guidance": to_dict(stream.settings.guidance),
+                "windows": to_dict(stream.settings.windows),
             },
             "models": {
                 "animator": {
@@ -225,6 +282,5 @@ class AnimationEngine:
                 **self.pipeline.encoder.models,
                 **models,
             },
-            "timings": timings.record(),
             "warnings": warnings,
         }

@@ -3,6 +3,7 @@
 Shapes: T frames, P people, K keypoints (18 or 128).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import cv2
 import numpy as np
 
 from animator.keypoints import BODY, KEYPOINT_NAMES, VISIBLE
+from inference.small_frames import SmallFrames
 from pipelines.faces import Face, FaceBackend, open_face_backend
 from pipelines.pose import PoseTrack
 from pipelines.pose_backends import open_pose_backend
 from pipelines.pose_file import FilePoseBackend
-from pipelines.video import VideoInfo, VideoLimits, decode, probe
+from pipelines.video import VideoInfo, VideoLimits, probe
 
 PERCEPTION_SIDE = 640  # pixels; people and faces are looked for at this size
 MAX_FRAMES = 3000
@@ -95,27 +97,27 @@ class Perception:
         keypoints, score = track.keypoints[0, order], track.score[0, order]
         return Pose(keypoints, score, image.shape[:2], self.poses.threshold, track.backend)
 
-    def frames(self, path: Path, info: VideoInfo) -> np.ndarray:
-        """Every frame at the clip's own rate, small, `(T, H, W, 3)`.
+    def frames(self, path: Path, info: VideoInfo) -> Sequence[np.ndarray]:
+        """Every frame at the clip's own rate, small, `(H, W, 3)`, decoded when it is asked for.
 
         Raises:
             AnimationError, VideoError: for a clip that is too long or cannot be read.
         """
-        frames = decode(path, fps=info.fps, max_side=PERCEPTION_SIDE, limits=_LIMITS)
+        frames = SmallFrames(path, fps=info.fps, max_side=PERCEPTION_SIDE, limits=_LIMITS)
         if len(frames) > MAX_FRAMES:
             raise AnimationError(
                 f"{path}: {len(frames)} frames, expected at most {MAX_FRAMES}; cut the clip."
             )
         return frames
 
-    def driving(self, path: Path, info: VideoInfo, frames: np.ndarray) -> Pose:
+    def driving(self, path: Path, info: VideoInfo, frames: Sequence[np.ndarray]) -> Pose:
         """The people of every frame `(T, P, K, 2)`, the main one first.
 
         Raises:
             AnimationError: for a clip without people.
         """
         times = np.arange(len(frames)) / info.fps
-        track = self.poses.track(list(frames), source=path, times=times)
+        track = self.poses.track(frames, source=path, times=times)
         if not _has_person(track, self.poses.threshold):
             raise AnimationError(
                 f"{path}: no person found in the driving video ({self.poses.name}: "

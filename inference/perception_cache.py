@@ -6,7 +6,7 @@ beside it, never to its path alone, so a file that is changed in between is look
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,13 +62,13 @@ class RememberingPerception(Perception):
             key, lambda: super(RememberingPerception, self).reference(path, image, face)
         )
 
-    def frames(self, path: Path, info: VideoInfo) -> np.ndarray:
+    def frames(self, path: Path, info: VideoInfo) -> Sequence[np.ndarray]:
         """See `Perception.frames`; none of them where `driving` needs none."""
         if self._driving_key(path, info) in self._answers:
-            return np.empty((0, 0, 0, 3), np.uint8)
+            return ()
         return super().frames(path, info)
 
-    def driving(self, path: Path, info: VideoInfo, frames: np.ndarray) -> Pose:
+    def driving(self, path: Path, info: VideoInfo, frames: Sequence[np.ndarray]) -> Pose:
         """See `Perception.driving`."""
         return self._remembered(
             self._driving_key(path, info),
@@ -79,6 +79,7 @@ class RememberingPerception(Perception):
         return ("driving", *self._content(path), info)
 
     def _remembered(self, key: tuple[Any, ...], find: Callable[[], Found]) -> Found:
+        answer: Any
         if key in self._answers:
             self.hits[str(key[0])] += 1
             self._answers.move_to_end(key)

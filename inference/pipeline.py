@@ -34,6 +34,7 @@ from inference.perception import Pose
 from inference.pose_features import PoseFeatures, PoseImages
 from inference.retarget import Retargeted, retarget, unaligned
 from inference.sampler import PORTION, Refiner, SamplerConfig, sample
+from inference.stages import Timings
 from inference.states import ClipStates, WorkPlace, open_states
 from inference.windows import Window, WindowConfig, plan_windows
 from pipelines.faces import Face
@@ -183,6 +184,7 @@ class AnimationPipeline:
         portion: int = PORTION,
         work: WorkPlace | None = None,
         refinement: MakeRefiner | None = None,
+        timings: Timings | None = None,
     ) -> AnimationStream:
         """Animate the person of a picture; frames are decoded when they are read.
 
@@ -204,27 +206,29 @@ class AnimationPipeline:
             portion: frames that are refined at a time; changes memory alone.
             work: where the clip's latents are kept, to be continued; the host's memory by default.
             refinement: makes what refines the predictions of each step.
+            timings: told of the stages.
 
         Raises:
             ValueError: for options out of range, and for a work folder that cannot be used.
         """
         size = self.frame_size(size)
-        settings = settings or self.settings
+        settings, timings = settings or self.settings, timings or Timings()
         frame = fit(reference.shape[:2], size, framing)
         sizes = (reference_pose.size, driving_pose.size)
         thresholds = (reference_pose.threshold, driving_pose.threshold)
-        alignment = (
-            retarget(
-                self.alignment,
-                (reference_pose.keypoints, reference_pose.score),
-                (driving_pose.keypoints, driving_pose.score),
-                sizes,
-                thresholds,
-                settings.alignment,
+        with timings.stage("alignment"):
+            alignment = (
+                retarget(
+                    self.alignment,
+                    (reference_pose.keypoints, reference_pose.score),
+                    (driving_pose.keypoints, driving_pose.score),
+                    sizes,
+                    thresholds,
+                    settings.alignment,
+                )
+                if align
+                else unaligned(driving_pose.keypoints, sizes)
             )
-            if align
-            else unaligned(driving_pose.keypoints, sizes)
-        )
         poses = PoseImages(
             frame.points(alignment.keypoints),
             driving_pose.score,
@@ -232,7 +236,8 @@ class AnimationPipeline:
             driving_pose.threshold,
             self.config.pose_style,
         )
-        encoded = self._encode(reference, face, frame, seed)
+        with timings.stage("reference"):
+            encoded = self._encode(reference, face, frame, seed)
         conditions = Conditions(
             encoded.context,
             PoseFeatures(self.animator.pose_net, poses),
@@ -259,9 +264,10 @@ class AnimationPipeline:
                         reference, face, frame, alignment, driving_pose, conditions, settings, size
                     )
                 )
-            plan = self._sample(
-                states, conditions, poses, settings, seed, portion, refine, (on_step, on_work)
-            )
+            with timings.stage("sampling"):
+                plan = self._sample(
+                    states, conditions, poses, settings, seed, portion, refine, (on_step, on_work)
+                )
         except BaseException:
             states.close()
             raise

@@ -4,7 +4,6 @@ Shapes: T frames, W frames of a window.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -109,21 +108,3 @@ def plan_windows(num_frames: int, window: int, config: WindowConfig, step: int =
     for span in spans:
         total[list(span)] += weights
     return [Window(span, (weights / total[list(span)]).float()) for span in spans]
-
-
-def seams_of(num_frames: int, spans: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
-    """Pairs of neighbouring frames (t, t + 1), as t: where windows meet, and within one alone.
-
-    A seam is every pair of which the two frames are not seen by the same one window only, so the
-    whole of an overlap. Where windows overlap so far that nothing else is left, both are empty.
-    """
-    covers: list[list[int]] = [[] for _ in range(num_frames)]
-    for number, span in enumerate(spans):
-        for frame in span:
-            covers[frame].append(number)
-    inside = [
-        t for t in range(num_frames - 1) if covers[t] == covers[t + 1] and len(covers[t]) == 1
-    ]
-    chosen = set(inside)
-    seams = [t for t in range(num_frames - 1) if t not in chosen]
-    return (seams, inside) if inside else ([], [])

@@ -1,6 +1,7 @@
 """Latent codecs: what the weight-free one keeps, and the VAE behind the same seam."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -112,6 +113,32 @@ def test_temporal_vae_decodes_a_clip_beyond_its_limit_in_windows():
     difference = (frames - whole).abs().amax((1, 2, 3))
     assert 1e-4 < difference.max() < 0.3
     assert frames.shape == whole.shape
+
+
+def test_frames_come_a_window_at_a_time_and_from_a_reader_as_from_memory():
+    vae, latents = small_vae(), torch.randn(20, 4, 2, 2)
+    codec = TemporalVAE(vae, max_frames=8, overlap=3)
+    asked = []
+
+    class Reader:
+        def __len__(self):
+            return len(latents)
+
+        def __getitem__(self, frames):
+            asked.append(frames.stop - frames.start)
+            return latents[frames]
+
+    parts = list(codec.decode_stream(Reader()))
+    assert torch.equal(torch.cat(parts), codec.decode(latents))
+    assert max(asked) == max(len(part) for part in parts) == 8
+    spans = codec.decode_spans(latents)
+    assert spans[0] == (0, 8)
+    assert spans[-1] == (12, 20)
+    assert all(one[1] - other[0] >= 3 for one, other in itertools.pairwise(spans))
+    dct, coefficients = BlockDCT(), torch.randn(20, 48, 2, 2)
+    parts = list(dct.decode_stream(coefficients))
+    assert [len(part) for part in parts] == [16, 4]
+    torch.testing.assert_close(torch.cat(parts), dct.decode(coefficients))
 
 
 def test_gradient_flows_to_the_latents_where_it_is_asked_for():

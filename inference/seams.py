@@ -1,0 +1,196 @@
+"""What a long video shows of having been made in windows: seams, and drift of colour and identity.
+
+Frames are looked at once, in order, while they are written; a few numbers a frame are kept.
+
+Shapes: T frames, H W pixels, E face embedding.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from inference.windows import Window
+
+GOAL = 1.1  # seam score up to which a seam is no more than motion
+COLOUR_LIMIT = 16.0  # grey levels of 255
+IDENTITY_LIMIT = 0.2  # of cosine similarity
+MOST_FACES = 16  # windows that faces are looked for in, spread over the video
+# The embedding (E,) of the main face of a frame, or None where there is none.
+Identify = Callable[[np.ndarray], np.ndarray | None]
+Spans = Sequence[Sequence[int]]
+
+
+def seams_of(num_frames: int, spans: Spans) -> tuple[list[int], list[int]]:
+    """Pairs of neighbouring frames (t, t + 1), as t: where windows meet, and within one alone.
+
+    A seam is every pair that is not seen by one and the same window only, so the whole of an
+    overlap: that is where the picture passes from one window to the next. Where windows overlap so
+    far that no pair belongs to one alone, both are empty.
+    """
+    covers: list[list[int]] = [[] for _ in range(num_frames)]
+    for number, span in enumerate(spans):
+        for frame in span:
+            covers[frame].append(number)
+    pairs = range(num_frames - 1)
+    inside = [t for t in pairs if covers[t] == covers[t + 1] and len(covers[t]) == 1]
+    chosen = set(inside)
+    return ([t for t in pairs if t not in chosen], inside) if inside else ([], [])
+
+
+def layouts_of(
+    plan: Callable[[int], Sequence[Window]], steps: int, decoded: Spans
+) -> dict[str, Spans]:
+    """Where the windows of a video lay: in the last step, in the steps before, in decoding.
+
+    Args:
+        plan: the windows of a step.
+        decoded: first and last + 1 frame of each window of the decoder.
+    """
+    layouts: dict[str, Spans] = {"sampling": [window.frames for window in plan(steps - 1)]}
+    for step in range(steps - 1):
+        spans = [window.frames for window in plan(step)]
+        if spans not in layouts.values():
+            layouts[f"sampling, step {step + 1}"] = spans
+    if len(decoded) > 1:
+        layouts["decoding"] = [range(start, stop) for start, stop in decoded]
+    return layouts
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeamScore:
+    """Differences of neighbouring frames, in grey levels of 255."""
+
+    seams: int  # pairs
+    at_seams: float
+    inside: float
+
+    @property
+    def ratio(self) -> float:
+        """The seam score: 1 where frames at seams differ as much as frames inside of windows."""
+        return self.at_seams / self.inside if self.inside > 0 else float(self.at_seams == 0)
+
+    @classmethod
+    def of(cls, differences: np.ndarray, spans: Spans) -> "SeamScore | None":
+        """The score of windows that lie as `spans` say; None where there is nothing to compare.
+
+        Args:
+            differences: of neighbouring frames, `(T - 1,)`.
+        """
+        seams, inside = seams_of(len(differences) + 1, spans)
+        if not seams or not inside:
+            return None
+        return cls(
+            seams=len(seams),
+            at_seams=float(differences[seams].mean()),
+            inside=float(differences[inside].mean()),
+        )
+
+
+class SeamMeter:
+    """Looks at the frames of a video as they are written.
+
+    Args:
+        layouts: by name, the frames of the windows that the video was made in, one layout a name;
+            several layouts of one kind are told apart by their names. The first one's windows are
+            what drift is measured over.
+        identify: embeds the main face of a frame; it is asked once a window at most.
+        reference: the embedding that the faces should have.
+    """
+
+    def __init__(
+        self,
+        num_frames: int,
+        layouts: dict[str, Spans],
+        identify: Identify | None = None,
+        reference: np.ndarray | None = None,
+    ):
+        self._num_frames = num_frames
+        self._layouts = layouts
+        self._windows = list(next(iter(layouts.values()), []))
+        self._identify = identify
+        self._reference = reference
+        every = -(-len(self._windows) // MOST_FACES)
+        self._asked = {span[len(span) // 2] for span in self._windows[:: every or 1]}
+        self._similarity: list[float] = []  # of the windows that show a face
+        self._differences: list[float] = []
+        self._colours: list[np.ndarray] = []
+        self._last: np.ndarray | None = None
+
+    def add(self, frame: np.ndarray) -> np.ndarray:
+        """Look at the next frame, uint8 RGB `(H, W, 3)`; returns it."""
+        number = len(self._colours)
+        if self._last is not None:
+            apart = np.maximum(frame, self._last) - np.minimum(frame, self._last)
+            self._differences.append(float(apart.mean()))
+        self._last = frame
+        self._colours.append(frame.reshape(-1, 3).mean(0))
+        if self._identify is not None and self._reference is not None and number in self._asked:
+            found = self._identify(frame)
+            if found is not None:
+                self._similarity.append(_cosine(found, self._reference))
+        return frame
+
+    def record(self) -> dict[str, Any]:
+        """For the JSON beside a video; empty for a video of one window.
+
+        `score` is that of the first layout, `worst` the highest of all; `colour_drift` the largest
+        difference of a window's mean colour to the first window's; `identity` the faces'
+        similarity to the reference in the first and last window that show one, and the lowest.
+        """
+        differences = np.array(self._differences)
+        scores = {name: SeamScore.of(differences, spans) for name, spans in self._layouts.items()}
+        known = {name: score for name, score in scores.items() if score is not None}
+        if len(self._windows) < 2 and not known:
+            return {}
+        record: dict[str, Any] = {"windows": len(self._windows)}
+        if known:
+            name, first = next(iter(known.items()))
+            record |= {
+                "score": round(first.ratio, 4),
+                "at_seams": round(first.at_seams, 4),
+                "inside": round(first.inside, 4),
+                "worst": round(max(score.ratio for score in known.values()), 4),
+                "of": name,
+            }
+        record["colour_drift"] = round(self._colour_drift(), 3)
+        if self._similarity:
+            record["identity"] = {
+                "first": round(self._similarity[0], 4),
+                "last": round(self._similarity[-1], 4),
+                "lowest": round(min(self._similarity), 4),
+                "windows": len(self._similarity),
+            }
+        return record
+
+    def warnings(self) -> list[str]:
+        """What is worth saying of the video, for its record."""
+        record, found = self.record(), []
+        worst = record.get("worst", 0.0)
+        if worst > GOAL and len(self._windows) > 1:
+            found.append(
+                f"frames differ {worst:.2f} times as much where windows meet as within them "
+                f"(up to {GOAL} is no more than motion): more windows.overlap makes it less"
+            )
+        if record.get("colour_drift", 0.0) > COLOUR_LIMIT:
+            found.append(
+                f"colours drift by up to {record['colour_drift']:.0f} of 255 levels over the video"
+            )
+        identity = record.get("identity")
+        if identity and identity["first"] - identity["lowest"] > IDENTITY_LIMIT:
+            found.append(
+                f"the face drifts from the reference: similarity {identity['first']:.2f} in the "
+                f"first window, {identity['lowest']:.2f} in the worst"
+            )
+        return found
+
+    def _colour_drift(self) -> float:
+        colours = np.array(self._colours)
+        means = np.array([colours[list(span)].mean(0) for span in self._windows])
+        return float(np.abs(means - means[:1]).max()) if len(means) else 0.0
+
+
+def _cosine(one: np.ndarray, other: np.ndarray) -> float:
+    length = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return float(one @ other) / length if length > 0 else 0.0
