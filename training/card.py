@@ -32,7 +32,9 @@ _WORDS = {
     "distance_clip": "learned, one transform a clip",
     "certainty_loss": "error of the expected distance, as a logarithm",
 }
-_NOT_LEARNED = TIMINGS | frozenset("samples_seen step lr grad_norm skipped replaced epoch".split())
+_NOT_LEARNED = TIMINGS | frozenset(
+    "samples_seen step samples lr grad_norm skipped replaced epoch".split()
+)
 
 
 def write_card(

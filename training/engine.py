@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -65,12 +65,20 @@ class Engine(Protocol):
         ...
 
     def average(
-        self, numbers: Mapping[str, list[Tensor]], *, done: bool = False, stop: bool = False
-    ) -> tuple[dict[str, float], bool, bool]:
-        """The mean of each list over the micro-batches of all workers; `done` on all workers;
-        `stop` on any of them. One exchange for all three.
+        self,
+        numbers: Mapping[str, list[Tensor]],
+        firsts: Sequence[int] = (),
+        *,
+        done: bool = False,
+        stop: bool = False,
+    ) -> tuple[dict[str, float], list[int], bool, bool]:
+        """The mean of each list over the micro-batches of all workers; the `firsts` of all workers,
+        one after the other; `done` on all of them; `stop` on any. One exchange for all four.
 
         NaN entries are left out, except from `loss`, which has to be there and where they show.
+
+        Args:
+            firsts: the first sample of each of this worker's micro-batches.
         """
         ...
 
@@ -146,19 +154,27 @@ class EngineBase:
         torch.manual_seed(mix_seed(self._seed, first_sample))
 
     def average(
-        self, numbers: Mapping[str, list[Tensor]], *, done: bool = False, stop: bool = False
-    ) -> tuple[dict[str, float], bool, bool]:
+        self,
+        numbers: Mapping[str, list[Tensor]],
+        firsts: Sequence[int] = (),
+        *,
+        done: bool = False,
+        stop: bool = False,
+    ) -> tuple[dict[str, float], list[int], bool, bool]:
         names = sorted(numbers)
         values = torch.stack([torch.stack(numbers[name]) for name in names]).double()
         counted = ~values.isnan()
         counted[names.index("loss")] = True
         sums = torch.where(counted, values, 0).sum(1)
-        flags = torch.tensor([done, stop], dtype=torch.double, device=values.device)
-        total = torch.cat([sums, counted.sum(1).double(), flags])
+        places = [0] * (len(firsts) * self.world)  # a sum with zeros gathers: one place each
+        places[len(firsts) * self.rank : len(firsts) * (self.rank + 1)] = firsts
+        told = torch.tensor([done, stop, *places], dtype=torch.double, device=values.device)
+        total = torch.cat([sums, counted.sum(1).double(), told])
         dist.all_reduce(total)
-        sums, counts, flags = total.split([len(names), len(names), 2])
-        all_done, any_stop = (flags >= flags.new_tensor([self.world, 1])).tolist()
-        return dict(zip(names, (sums / counts).tolist(), strict=True)), all_done, any_stop
+        sums, counts, told = total.split([len(names), len(names), len(told)])
+        num_done, num_stop, *all_firsts = map(int, told.tolist())
+        means = dict(zip(names, (sums / counts).tolist(), strict=True))
+        return means, all_firsts, num_done >= self.world, num_stop >= 1
 
     def barrier(self) -> None:
         dist.barrier(device_ids=[self.device.index or 0] if self.device.type == "cuda" else None)

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
@@ -87,3 +87,21 @@ def micro_batches(config: TrainConfig, rank: int, world: int, start: int) -> Ite
     for position in range(start, config.optim.samples, size):
         first = position + rank * share
         yield from range(first, first + share, micro)
+
+
+def spans(firsts: Sequence[int], length: int) -> list[list[int]]:
+    """First and last sample of each unbroken run of micro-batches, in the order given.
+
+    A step that went well is one span, whatever the number of workers.
+
+    Args:
+        firsts: the first sample of each micro-batch.
+        length: samples of a micro-batch.
+    """
+    found: list[list[int]] = []
+    for first in firsts:
+        if found and found[-1][1] + 1 == first:
+            found[-1][1] += length
+        else:
+            found.append([first, first + length - 1])
+    return found

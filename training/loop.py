@@ -2,8 +2,8 @@
 
 A global batch is the positions [s, s + B). Gradients, then a verdict on them, then the weights,
 then their average, then the record, then checkpoints. Every decision is taken from numbers that
-all workers have: one sum a step carries the means, whether all have written their part of a
-checkpoint, and whether any was asked to stop.
+all workers have: one sum a step carries the means, which samples each took, whether all have
+written their part of a checkpoint, and whether any was asked to stop.
 """
 
 from contextlib import ExitStack
@@ -20,7 +20,7 @@ from training.ema import WeightAverage, ema_decay
 from training.engine import Engine, open_engine
 from training.guard import FOLDER, Guard, keep_batch
 from training.journal import Journal
-from training.loader import BatchLoader
+from training.loader import BatchLoader, spans
 from training.metrics import MetricsLog
 from training.reporter import Reporter
 from training.saving import Saver
@@ -86,12 +86,16 @@ def train_loop(
             clock.begin()
             rate = config.optim.learning_rate(samples_seen)
             numbers: dict[str, list[Tensor]] = {}
+            firsts: list[int] = []
             for first_sample, batch in loader.step():
                 loss, extra = engine.backward(batch, first_sample)
+                firsts.append(first_sample)
                 for name, value in {**extra, "loss": loss}.items():
                     numbers.setdefault(name, []).append(value)
             notice = reporter.notice()
-            means, written, asked = engine.average(numbers, done=saver.done, stop=notice != "none")
+            means, all_firsts, written, asked = engine.average(
+                numbers, firsts, done=saver.done, stop=notice != "none"
+            )
             norm = engine.grad_norm()
             clock.lap("compute")
 
@@ -111,6 +115,7 @@ def train_loop(
             record = {
                 "samples_seen": samples_seen,
                 "step": step,
+                "samples": spans(all_firsts, config.batch.micro_batch),
                 **{name: _number(value) for name, value in means.items()},
                 "lr": rate,
                 "grad_norm": _number(norm),

@@ -135,8 +135,8 @@ def _line(records: Sequence[Mapping[str, Any]], position: Mapping[str, Any]) -> 
 
 # Of a record: what is shown in a place of its own.
 _APART = frozenset(
-    "samples_seen step lr dt data_wait compute optimiser other samples_per_second mfu memory_gb "
-    "eta epoch skipped".split()
+    "samples_seen step samples lr dt data_wait compute optimiser other samples_per_second mfu "
+    "memory_gb eta epoch skipped".split()
 )
 
 

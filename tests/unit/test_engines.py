@@ -164,8 +164,9 @@ def test_numbers_and_flags_are_taken_together():
     _, _, engine = build("ddp")
     nan = torch.tensor(torch.nan)
     numbers = {"loss": [torch.tensor(1.0), torch.tensor(3.0)], "seldom": [torch.tensor(5.0), nan]}
-    assert engine.average(numbers, done=True) == ({"loss": 2.0, "seldom": 5.0}, True, False)
-    assert engine.average(numbers, stop=True)[1:] == (False, True)
+    means = {"loss": 2.0, "seldom": 5.0}
+    assert engine.average(numbers, [4, 2**40], done=True) == (means, [4, 2**40], True, False)
+    assert engine.average(numbers, stop=True)[1:] == ([], False, True)
     means, *_ = engine.average({"loss": [nan, torch.tensor(3.0)]})
     assert not isfinite(means["loss"])
 

@@ -17,7 +17,7 @@ from toy_task import ToyConfig, reference_losses, toy_config
 from training.checkpoint import newest_checkpoint
 from training.config import EmaConfig, GuardConfig, read_config
 from training.launch import train
-from training.loader import BatchLoader, micro_batches
+from training.loader import BatchLoader, micro_batches, spans
 from training.metrics import (
     TIMINGS,
     MetricsLog,
@@ -62,6 +62,8 @@ def test_losses_equal_plain_adamw(tmp_path):
     losses = [record["loss"] for record in read_metrics(tmp_path / "metrics.jsonl")]
     assert losses == pytest.approx(reference_losses(config), abs=1e-6)
     assert (summary.steps, summary.samples_seen, summary.loss) == (12, 96, losses[-1])
+    taken = [record["samples"] for record in read_metrics(tmp_path / "metrics.jsonl")]
+    assert taken == [[[first, first + 7]] for first in range(0, 96, 8)]
 
 
 def test_released_model_is_the_average_and_keeps_frozen_parts(tmp_path):
@@ -292,6 +294,12 @@ def test_every_position_is_seen_once_whatever_the_world_size(world):
     firsts = [list(micro_batches(config, rank, world, start=16)) for rank in range(world)]
     share = 8 // world
     assert {s for part in firsts for s in part[:share]} == set(range(16, 24))
+
+
+def test_spans_tell_what_was_taken_twice_or_left_out():
+    assert spans([8, 10, 12, 14], 2) == [[8, 15]]
+    assert spans([8, 8, 12], 2) == [[8, 9], [8, 9], [12, 13]]
+    assert spans([], 2) == []
 
 
 def test_loader_builds_a_bounded_number_ahead():
