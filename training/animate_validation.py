@@ -52,9 +52,10 @@ def validate(
     """Metrics of a model on frames that are never trained on; none where nothing is held out.
 
     `loss`, `loss_face` and `loss_sigma_q0..3` are the denoising loss at the medians of the four
-    quarters of the noise levels drawn in training; PSNR and SSIM, in the person's box and over the
-    frame, are of clips sampled from noise, driven by their own poses, and `psnr_person_repeat` is
-    what the reference repeated would score. `folder` gets a video a clip and `contact.png`, both
+    quarters of the noise levels drawn in training; faces weigh as in eq. 25 also where a run
+    trains without that, so that runs can be compared. PSNR and SSIM, in the person's box and over
+    the frame, are of clips sampled from noise, driven by their own poses, and `psnr_person_repeat`
+    is what the reference repeated would score. `folder` gets a video a clip and `contact.png`, both
     reference | driving pose | generated | truth.
 
     Raises:
@@ -65,15 +66,15 @@ def validate(
         return {}
     assert isinstance(model, Animator)
     folder.mkdir(parents=True, exist_ok=True)
-    task.prepare(device)
-    examples.encoder.to(device)
+    measure = AnimateTask(dataclasses.replace(examples.config, face_mask=True), examples)
+    measure.prepare(device)
     training = model.training
     model.to(device).eval()
     rows: list[dict[str, float]] = []
     sheet: list[np.ndarray] = []
     with torch.no_grad(), _tensor_cores(device):
         for window in held_out_windows(examples, clips):
-            losses = _losses(task, model, examples, window, device)
+            losses = _losses(measure, model, window, device)
             sampled, metrics = _sample(task.config, model, examples, window)
             rows.append(losses | metrics)
             key = examples.clips.keys[window.index]
@@ -148,12 +149,9 @@ def fixed_sigmas(config: AnimateConfig) -> Tensor:
 
 
 def _losses(
-    task: AnimateTask,
-    model: Animator,
-    examples: AnimateExamples,
-    window: Window,
-    device: torch.device,
+    task: AnimateTask, model: Animator, window: Window, device: torch.device
 ) -> dict[str, float]:
+    examples = task.examples
     generator = sample_generator(_SEED, window.index)
     kept = ("keep_image_token", "keep_reference", "keep_face", "keep_pose")
     example = {

@@ -76,6 +76,14 @@ def test_a_better_model_has_a_lower_loss_on_frames_it_never_saw(source, tmp_path
     assert sheet.shape == (2 * 3 * 256, 4 * 256, 3)
 
 
+def test_a_run_that_does_not_weigh_faces_is_measured_like_one_that_does(source, tmp_path):
+    weighed, plain = (task_of(source, holdout_tail=0.3, face_mask=on) for on in (True, False))
+    model, batch = trained(weighed, 0), weighed.batch([0])
+    assert weighed.loss(model, batch)[0] > plain.loss(model, batch)[0]
+    found = [task.validate(model, tmp_path / "out", CPU, clips=1) for task in (weighed, plain)]
+    assert found[0] == found[1]
+
+
 def test_windows_are_of_held_out_frames_alone(source):
     task = task_of(source, holdout_tail=0.3, frame_strides=(4, 1))
     examples = held_out_examples(task)
