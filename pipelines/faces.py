@@ -84,6 +84,11 @@ class InsightFaceBackend:
         shape = self._recogniser.output_shape[-1]
         self.embedding_dim = shape if isinstance(shape, int) else self._measured_dim()
 
+    @property
+    def recogniser_path(self) -> Path:
+        """The recognition network's file."""
+        return Path(self._recogniser.model_file)
+
     def _measured_dim(self) -> int:
         size = self._recogniser.input_size
         return int(self._recogniser.get_feat(np.zeros((*size, 3), np.uint8)).size)
