@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 KEY := $(shell cat pyproject.toml constraints.txt infra/env/setup.sh | cksum | tr ' ' '-')
 READY := $(VENV)/.ready-$(KEY)
 OUT ?= demo
-# Two processes: the integration tests, which begin first and take longest, beside the unit tests.
-SIDE_BY_SIDE := -n 2 --dist loadgroup --no-loadscope-reorder
+# A file of tests stays in one process, with what its tests share; the longest files come first.
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup demo test test-unit lint format lock clean
 

@@ -1,4 +1,4 @@
-"""Shared by all tests: real clips and models where they are given, few threads, groups.
+"""Shared by all tests: real clips and models where they are given, few threads.
 
 Its being here also makes the folder importable, for the parts that several tests share.
 """
@@ -24,16 +24,7 @@ def _data_folder() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs real data where there is none; say which tests must stay together.
-
-    Clusters on one machine get into each other's way, so a single process runs all integration
-    tests, one after another, while others run the unit tests. A file of these stays in one process,
-    with what its tests share.
-    """
-    for item in items:
-        room = item.path.relative_to(ROOT / "tests")
-        group = room.parts[0] if room.parts[0] == "integration" else room.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Skip what needs real data where there is none."""
     folder = _data_folder()
     if folder.is_dir():
         return
