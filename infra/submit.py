@@ -15,6 +15,7 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any, Literal
 
+from inference.engine_factory import ALIGNMENT_WORDS
 from infra.console import HOME_PACKAGES
 
 Ship = Literal["nothing", "code", "all"]
@@ -265,6 +266,8 @@ def _paths(verb: str, arguments: Sequence[str], command: Any) -> Iterator[Path]:
                 yield item
             elif verb == "curate" and name == "sources" and "://" not in str(item):
                 yield Path(str(item))
+            elif name == "alignment" and isinstance(item, str) and item not in ALIGNMENT_WORDS:
+                yield Path(item)
 
 
 def _package_folder(name: str) -> Path:

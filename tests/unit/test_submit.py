@@ -57,6 +57,45 @@ def test_paths_inside_nested_verbs_are_checked_too() -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"manifest": "jobs.jsonl"}, "'jobs.jsonl'"),
+        ({"--model": "model"}, "'model'"),
+        ({"--alignment": "runs/align"}, "'runs/align'"),
+    ],
+)
+def test_relative_paths_of_a_batch_are_refused(changed, said) -> None:
+    given = {"manifest": "/data/jobs.jsonl", "--model": "/data/model", "--out": "/data/out"}
+    given |= {"--alignment": "closed-form", "--set": "sampling.steps=4", "--size": "576x1024"}
+    options = {name: value for name, value in (given | changed).items() if name != "manifest"}
+    arguments = [(given | changed)["manifest"], *(p for pair in options.items() for p in pair)]
+    with pytest.raises(submit.SubmitError, match=said):
+        submit.checked_job("batch", arguments, verb("batch"))
+    good = [given.pop("manifest"), *(part for pair in given.items() for part in pair)]
+    sent = submit.checked_job("batch", good, verb("batch"))
+    assert shlex.split(sent.entrypoint) == ["python", "-m", "infra", "batch", *good]
+    assert "NCCL_DEBUG" not in sent.environment
+
+
+def test_a_batch_gets_a_cluster_that_grows_with_an_engine_on_each_gpu(tmp_path) -> None:
+    out = tmp_path / "job.yaml"
+    arguments = ["--manifest", str(out), "--workers", "16", "--gpus", "1", "--name", "videos"]
+    batch = ["batch", "/data/jobs.jsonl", "--model", "/data/model", "--out", "/data/out"]
+    with pytest.raises(SystemExit) as ended:
+        main(["submit", *arguments, *batch])
+    assert not ended.value.code
+    found = yaml.safe_load(out.read_text())
+    assert found["metadata"]["name"] == "videos"
+    assert shlex.split(found["spec"]["entrypoint"])[3:] == batch
+    cluster = found["spec"]["rayClusterSpec"]
+    assert cluster["enableInTreeAutoscaling"] is True
+    workers = cluster["workerGroupSpecs"][0]
+    assert (workers["replicas"], workers["maxReplicas"]) == (1, 16)
+    limits = workers["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert limits["nvidia.com/gpu"] == "1"
+
+
 def test_missing_cluster_is_said_in_one_sentence(capsys) -> None:
     arguments = ["submit", "--address", "http://127.0.0.1:9", "status"]
     with pytest.raises(SystemExit) as ended:
