@@ -26,6 +26,7 @@ from pipelines.faces import Face
 from pipelines.framing import fit
 from pipelines.images import read_image
 from pipelines.overrides import apply_overrides, to_dict
+from pipelines.pose_file import FilePoseBackend
 from pipelines.shards import sha256_file, write_atomic
 from pipelines.video import EncodeResult, VideoInfo, encode
 
@@ -128,10 +129,9 @@ class AnimationEngine:
             models = self.perception.models(reference_pose, driving_pose)
             if align:
                 models["alignment"] = self.pipeline.alignment_model
-        place = None if work is None else WorkPlace(work, self._fingerprint())
-        if place is None and resumable and len(driving_pose.score) > LONG:
-            beside = request.output.with_name(f".{request.output.stem}.work")
-            place = WorkPlace(beside, self._fingerprint(), replace=True)
+        place = None
+        if work is not None or (resumable and len(driving_pose.score) > LONG):
+            place = self._work_place(request, work)
 
         def sampled(done: int, steps: int) -> None:
             progress(READ + (SAMPLED - READ) * done / steps, f"step {done}/{steps}")
@@ -179,11 +179,20 @@ class AnimationEngine:
             )
         check_inputs(request.reference, request.driving)
 
-    def _fingerprint(self) -> str:
-        """Of the model's files, read once."""
+    def _work_place(self, request: AnimationRequest, work: Path | None) -> WorkPlace:
+        """The folder that was asked for, or one beside the output; model and inputs by content."""
         if self._model_fingerprint is None:
             self._model_fingerprint = model_fingerprint(self.model_dir)
-        return self._model_fingerprint
+        files = [request.reference, request.driving]
+        files += [p for path in files if (p := FilePoseBackend.find(path)) is not None]
+        found = [sha256_file(path) for path in files]
+        seen_by = [self.perception.faces.name, self.perception.poses.name, request.reference_face]
+        return WorkPlace(
+            work or request.output.with_name(f".{request.output.stem}.work"),
+            self._model_fingerprint,
+            inputs=json.dumps([found, seen_by, self.pipeline.alignment_model]),
+            replace=work is None,
+        )
 
     def _meter(self, stream: AnimationStream, image: np.ndarray, face: Face | None) -> SeamMeter:
         """What watches the frames for seams and drift."""

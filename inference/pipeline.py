@@ -229,32 +229,42 @@ class AnimationPipeline:
                 if align
                 else unaligned(driving_pose.keypoints, sizes)
             )
+        with timings.stage("reference"):
+            encoded = self._encode(reference, face, frame, seed)
+        states = open_states(
+            (len(driving_pose.score), *encoded.latents.shape[1:]),
+            work,
+            [to_dict(settings), seed, fps, size, framing, align, str(self.animator.dtype)],
+            [
+                reference,
+                None if face is None else face.box,
+                *(
+                    array
+                    for p in (reference_pose, driving_pose)
+                    for array in (p.keypoints, p.score)
+                ),
+            ],
+        )
+        kept = states.kept(
+            {
+                "context": encoded.context,
+                "reference": encoded.latents,
+                "keypoints": torch.from_numpy(frame.points(alignment.keypoints)),
+                "score": torch.from_numpy(driving_pose.score),
+            }
+        )
         poses = PoseImages(
-            frame.points(alignment.keypoints),
-            driving_pose.score,
+            kept["keypoints"].numpy(),
+            kept["score"].numpy(),
             size,
             driving_pose.threshold,
             self.config.pose_style,
         )
-        with timings.stage("reference"):
-            encoded = self._encode(reference, face, frame, seed)
         conditions = Conditions(
-            encoded.context,
+            kept["context"],
             PoseFeatures(self.animator.pose_net, poses),
-            encoded.latents,
+            kept["reference"],
             self.encoder.time_ids(fps, 1).to(self.device),
-        )
-        shape = (len(poses), *encoded.latents.shape[1:])
-        states = open_states(
-            shape,
-            work,
-            (
-                reference_key(reference, face, frame, seed),
-                to_dict(settings),
-                fps,
-                str(self.animator.dtype),
-            ),
-            (poses.keypoints, poses.score),
         )
         try:
             refine = None

@@ -21,12 +21,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from inference.outputs import FolderLock, read_json, sync, write_json
+from pipelines.shards import write_atomic
 
 FORMAT = 1  # of a work folder; another one's states are not continued
-STATE, LOCK = "state.json", "lock"
+STATE, CONDITIONS, LOCK = "state.json", "conditions.safetensors", "lock"
 _BYTES = 4  # of a float32
 
 
@@ -167,6 +169,20 @@ class ClipStates:
             )
         return self._frames[name]
 
+    def kept(self, conditions: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The conditions that the steps so far were computed with, the given ones at the start.
+
+        Computed a second time they could be rounded otherwise, and the video be another one.
+        """
+        if self.folder is None:
+            return conditions
+        path = self.folder / CONDITIONS
+        if self.step:
+            found = load_file(path)
+            return {name: found[name].to(value.device) for name, value in conditions.items()}
+        write_atomic(path, save({name: v.cpu().contiguous() for name, v in conditions.items()}))
+        return conditions
+
     def commit(self) -> None:
         """What is `coming` is whole and becomes `current`."""
         coming = self.coming
@@ -206,7 +222,7 @@ class ClipStates:
                     "remove the folder or give another."
                 )
             if not self.step:
-                for path in (folder / STATE, *folder.glob("*.f32")):
+                for path in (folder / STATE, folder / CONDITIONS, *folder.glob("*.f32")):
                     path.unlink(missing_ok=True)
                 sync(folder)
         except BaseException:
@@ -215,8 +231,16 @@ class ClipStates:
 
     @staticmethod
     def _refuse_foreign(folder: Path) -> None:
-        foreign = [p.name for p in folder.iterdir() if p.name != LOCK and p.suffix != ".f32"]
-        foreign = [name for name in foreign if not name.startswith(f".{STATE}.")]
+        own = (
+            LOCK,
+            CONDITIONS,
+            f".{STATE}.",
+            f".{CONDITIONS}.",
+            "latents-",
+            "predicted.",
+            "correct",
+        )
+        foreign = [path.name for path in folder.iterdir() if not path.name.startswith(own)]
         if foreign:
             raise WorkFolderError(
                 f"{folder}: holds other files ({min(foreign)}), expected an empty folder or none: "
@@ -226,29 +250,36 @@ class ClipStates:
 
 @dataclass(frozen=True)
 class WorkPlace:
-    """A folder for the states of one request."""
+    """A folder for the states of one request.
+
+    `inputs` tells what the inputs were made from, such as the hashes of files: found a second time
+    in another process, poses may be rounded otherwise. Without it the inputs themselves tell.
+    """
 
     folder: Path
     model: str = ""  # fingerprint of the weights
+    inputs: str = ""
     replace: bool = False  # start afresh where the folder holds another request's states
 
 
 def open_states(
-    shape: Sequence[int], work: WorkPlace | None, about: Any, arrays: Sequence[np.ndarray]
+    shape: Sequence[int], work: WorkPlace | None, about: Any, inputs: Sequence[np.ndarray | None]
 ) -> ClipStates:
     """States in the memory of the process, or in a work folder, continued where they are there.
 
     Args:
         about: plain values that the states depend on.
-        arrays: the arrays that they depend on.
+        inputs: arrays that they depend on.
 
     Raises:
         WorkFolderError, FolderInUseError: see `ClipStates`.
     """
     if work is None:
         return ClipStates(shape)
-    digest = hashlib.sha256(json.dumps([work.model, about], sort_keys=True).encode())
-    for array in arrays:
-        digest.update(repr((array.shape, array.dtype.str)).encode())
-        digest.update(np.ascontiguousarray(array).data)
+    text = json.dumps([work.model, work.inputs, about], sort_keys=True)
+    digest = hashlib.sha256(text.encode())
+    for array in () if work.inputs else inputs:
+        if array is not None:
+            digest.update(repr((array.shape, array.dtype.str)).encode())
+            digest.update(np.ascontiguousarray(array).data)
     return ClipStates(shape, work.folder, digest.hexdigest(), replace=work.replace)

@@ -18,8 +18,8 @@ def main() -> None:
     from inference.engine import AnimationEngine
     from inference.requests import AnimationRequest
 
-    torch.set_num_threads(1)
     given = json.loads(Path(sys.argv[1]).read_text())
+    torch.set_num_threads(given["threads"])  # sums are rounded by how they are shared out
     calls = 0
 
     def progress(share: float, stage: str) -> None:

@@ -128,9 +128,12 @@ def test_anything_the_states_depend_on_makes_another_identity(tmp_path):
         (WorkPlace(tmp_path / "3"), {"seed": 1}, poses + 1e-9),
         (WorkPlace(tmp_path / "4"), {"seed": 1}, poses.reshape(2, 3)),
         (WorkPlace(tmp_path / "5"), {"seed": 1}, poses),
+        (WorkPlace(tmp_path / "6", inputs="a file"), {"seed": 1}, poses),
     ]
     found = set()
-    for place, about, array in changes:
+    # Where it is known what poses were made from, their rounding does not count.
+    same = (WorkPlace(tmp_path / "7", inputs="a file"), {"seed": 1}, poses + 1e-9)
+    for place, about, array in (*changes, same):
         states = open_states(SHAPE, place, about, [array])
         sample(
             lambda read, sigma, step: [(range(9), read(range(9)))],
@@ -142,3 +145,20 @@ def test_anything_the_states_depend_on_makes_another_identity(tmp_path):
         found.add(json.loads((place.folder / STATE).read_text())["identity"])
         states.remove()
     assert len(found) == len(changes)
+
+
+def test_a_continued_run_gets_the_conditions_of_its_beginning(tmp_path):
+    def conditions(value):
+        return {"context": torch.full((2,), value, dtype=torch.bfloat16)}
+
+    states = ClipStates(SHAPE, tmp_path / "work", "a request")
+    assert states.kept(conditions(1.0))["context"].tolist() == [1, 1]
+    with pytest.raises(KilledError):
+        run(states, kill_after(17))
+    states.close()
+    again = ClipStates(SHAPE, tmp_path / "work", "a request")
+    kept = again.kept(conditions(1.01))["context"]
+    assert torch.equal(kept, conditions(1.0)["context"])
+    again.remove()
+    afresh = ClipStates(SHAPE, tmp_path / "work", "a request")
+    assert afresh.kept(conditions(3.0))["context"].tolist() == [3, 3]
