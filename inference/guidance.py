@@ -1,9 +1,10 @@
 """The animator as a denoiser D(x; sigma): conditions and classifier-free guidance.
 
-Shapes: B windows in one call, T frames of a clip, W of a window, C latent channels, h w latent
-size, D context width, F face tokens, C0 channels of the UNet's first block.
+Shapes: B windows in one call, T frames of a clip, W of a window, P people, C latent channels,
+h w latent size, D context width, F face tokens, C0 channels of the UNet's first block.
 """
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from animator import edm
+from animator.feature_cache import FeatureCache
 from animator.model import Animator
 
 MAX_SCALE = 30.0
@@ -74,33 +76,61 @@ class Features(Protocol):
         ...
 
 
+class Regions(Protocol):
+    """Whose place each latent cell of a clip is, `(T, h, w)`: a tensor, or what computes it."""
+
+    def __getitem__(self, frames: list[int], /) -> Tensor:
+        """Those of some frames, on the animator's device."""
+        ...
+
+
 @dataclass(frozen=True)
 class Conditions:
-    """What the UNet is told of a clip; the fields but `features` do not grow with its length."""
+    """What the UNet is told of a clip; features and regions alone grow with its length."""
 
-    context: Tensor  # (1, 1 + F, D): image token and face tokens
+    context: Tensor  # (1, 1 + P·F, D): image token and each person's face tokens
     features: Features  # (T, C0, h, w): PoseNet's output
     reference: Tensor  # (1, C, h, w): latents of the reference
     time_ids: Tensor  # (1, 3)
+    regions: Regions | None = None  # (T, h, w), where P is more than 1
 
 
 class GuidedDenoiser:
-    """D(x; sigma) of the animator for windows of one clip."""
+    """D(x; sigma) of the animator for windows of one clip.
 
-    def __init__(self, animator: Animator, conditions: Conditions, guidance: GuidanceConfig):
+    Args:
+        cache: of the animator's deep features, for steps that take them from the step before.
+    """
+
+    def __init__(
+        self,
+        animator: Animator,
+        conditions: Conditions,
+        guidance: GuidanceConfig,
+        cache: FeatureCache | None = None,
+    ):
         self.animator = animator
         self.conditions = conditions
         self.guidance = guidance
+        self.cache = cache
         self._scales = guidance.scales(len(conditions.features)).to(conditions.reference.device)
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, windows: Sequence[Sequence[int]], sigma: Tensor) -> Tensor:
+    def __call__(
+        self,
+        x: Tensor,
+        windows: Sequence[Sequence[int]],
+        sigma: Tensor,
+        *,
+        refresh: bool = True,
+    ) -> Tensor:
         """Predicted clean latents of windows of equal length, in one call.
 
         Args:
             x: `(B, W, C, h, w)`, anywhere.
             windows: the numbers of their frames in the clip.
             sigma: a scalar.
+            refresh: False takes deep features from the cache where it has them.
 
         Returns:
             `(B, W, C, h, w)` in float32 on the animator's device.
@@ -109,25 +139,41 @@ class GuidedDenoiser:
         guided = self.guidance.applies(float(sigma))
 
         def network(scaled: Tensor, timestep: Tensor) -> Tensor:
-            return self._predict(scaled, timestep, windows, guided=guided)
+            return self._predict(scaled, timestep, windows, guided=guided, refresh=refresh)
 
         return edm.precondition(
             network, x.to(place), sigma.reshape(1).to(place), config.sigma_data, config.prediction
         )
 
     def _predict(
-        self, scaled: Tensor, timestep: Tensor, windows: Sequence[Sequence[int]], *, guided: bool
+        self,
+        scaled: Tensor,
+        timestep: Tensor,
+        windows: Sequence[Sequence[int]],
+        *,
+        guided: bool,
+        refresh: bool,
     ) -> Tensor:
+        def call(*given: bool) -> Tensor:
+            with self._remembered(windows, given, refresh):
+                return self._call(scaled, timestep, windows, given)
+
         if not guided:
-            return self._call(scaled, timestep, windows, (True,))
+            return call(True)
         if self.guidance.batched:
-            both = self._call(scaled, timestep, windows, (True, False))
-            conditional, unconditional = both.chunk(2)
+            conditional, unconditional = call(True, False).chunk(2)
         else:
-            conditional = self._call(scaled, timestep, windows, (True,))
-            unconditional = self._call(scaled, timestep, windows, (False,))
+            conditional, unconditional = call(True), call(False)
         scales = torch.stack([self._scales[list(frames)] for frames in windows])
         return unconditional + scales * (conditional - unconditional)
+
+    def _remembered(
+        self, windows: Sequence[Sequence[int]], given: tuple[bool, ...], refresh: bool
+    ) -> contextlib.AbstractContextManager[object]:
+        if self.cache is None:
+            return contextlib.nullcontext()
+        key = (tuple(tuple(frames) for frames in windows), given)
+        return self.cache.call(key, refresh=refresh)
 
     def _call(
         self,
@@ -145,6 +191,10 @@ class GuidedDenoiser:
         if any(given):
             features = torch.cat([told.features[list(frames)] for frames in windows])
             pose = torch.cat([features if has else torch.zeros_like(features) for has in given])
+        regions = None
+        if told.regions is not None:
+            regions = torch.cat([told.regions[list(frames)] for frames in windows])
+            regions = regions.repeat(len(given), 1, 1)
         return self.animator.denoise(
             torch.cat(
                 [
@@ -156,4 +206,5 @@ class GuidedDenoiser:
             torch.cat([context if has else torch.zeros_like(context) for has in given]),
             pose,
             told.time_ids.expand(len(given) * batch, -1),
+            regions,
         ).float()

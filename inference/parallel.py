@@ -6,11 +6,11 @@ out in the order of the clip whoever computed them, so the number of devices cha
 Shapes: B windows in one call, W frames of a window, C latent channels, h w latent size.
 """
 
+import contextlib
 import copy
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from queue import SimpleQueue
 
 import torch
 from torch import Tensor
@@ -58,6 +58,8 @@ class WindowedDenoiser:
         denoisers: one a device.
         plan: the windows of a step.
         batch: windows that go through a network together.
+        refresh_every: steps from one whole call of a network to the next; between them the
+            denoisers' caches are used, and windows stay where they were.
     """
 
     def __init__(
@@ -65,49 +67,54 @@ class WindowedDenoiser:
         denoisers: Sequence[GuidedDenoiser],
         plan: Callable[[int], Sequence[Window]],
         batch: int = 1,
+        refresh_every: int = 1,
     ):
         self.denoisers = denoisers
         self.plan = plan
         self.batch = batch
+        self.refresh_every = refresh_every
 
     def __call__(
         self, read: ReadFrames, sigma: Tensor, step: int
     ) -> Iterator[tuple[tuple[int, ...], Tensor]]:
         """Frames and shares `(W, C, h, w)` of the prediction, on the host, in order."""
-        windows = list(self.plan(step))
+        since_refresh = step % self.refresh_every
+        windows = list(self.plan(step - since_refresh))
         groups = [windows[i : i + self.batch] for i in range(0, len(windows), self.batch)]
-        for group, predicted in zip(groups, self._predictions(groups, read, sigma), strict=True):
+        predictions = self._predictions(groups, read, sigma, refresh=not since_refresh)
+        for group, predicted in zip(groups, predictions, strict=True):
             for window, own in zip(group, predicted, strict=True):
                 yield window.frames, own * window.shares.reshape(-1, 1, 1, 1)
 
     def _predictions(
-        self, groups: Sequence[Sequence[Window]], read: ReadFrames, sigma: Tensor
+        self,
+        groups: Sequence[Sequence[Window]],
+        read: ReadFrames,
+        sigma: Tensor,
+        *,
+        refresh: bool,
     ) -> Iterator[Tensor]:
         def predict(denoiser: GuidedDenoiser, group: Sequence[Window]) -> Tensor:
             frames = [window.frames for window in group]
-            return denoiser(torch.stack([read(f) for f in frames]), frames, sigma).cpu()
+            x = torch.stack([read(f) for f in frames])
+            return denoiser(x, frames, sigma, refresh=refresh).cpu()
 
         if len(self.denoisers) == 1:
             for group in groups:
                 yield predict(self.denoisers[0], group)
             return
-        idle: SimpleQueue[GuidedDenoiser] = SimpleQueue()
-        for denoiser in self.denoisers:
-            idle.put(denoiser)
-
-        def on_any(group: Sequence[Window]) -> Tensor:
-            denoiser = idle.get()
-            try:
-                return predict(denoiser, group)
-            finally:
-                idle.put(denoiser)
-
         count = len(self.denoisers)
-        with ThreadPoolExecutor(count, thread_name_prefix="windows") as pool:
+        with contextlib.ExitStack() as stack:
+            # A group's device is fixed, so that its features of the step before are there.
+            pools = [
+                stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="windows"))
+                for _ in self.denoisers
+            ]
             waiting: deque[Future[Tensor]] = deque()
             try:
-                for group in groups:
-                    waiting.append(pool.submit(on_any, group))
+                for number, group in enumerate(groups):
+                    own = number % count
+                    waiting.append(pools[own].submit(predict, self.denoisers[own], group))
                     if len(waiting) >= AHEAD * count:
                         yield waiting.popleft().result()
                 while waiting:

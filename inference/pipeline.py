@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from animator import edm
 from animator.alignment import AlignmentBlock
 from animator.alignment_weights import AUTO, open_alignment
 from animator.model import Animator
@@ -27,6 +26,8 @@ from inference.conditioning import (
     encode_reference,
     reference_key,
 )
+from inference.face_optimization_config import FaceOptimizationConfig
+from inference.face_setup import open_face_optimizer
 from inference.guidance import Conditions, GuidanceConfig, GuidedDenoiser
 from inference.noise import ClipNoise
 from inference.parallel import WindowedDenoiser, replicas
@@ -34,6 +35,7 @@ from inference.perception import Pose
 from inference.pose_features import PoseFeatures, PoseImages
 from inference.retarget import Retargeted, retarget, unaligned
 from inference.sampler import PORTION, Refiner, SamplerConfig, sample
+from inference.speed import SpeedConfig, prepare
 from inference.stages import Timings
 from inference.states import ClipStates, WorkPlace, open_states
 from inference.windows import Window, WindowConfig, plan_windows
@@ -53,6 +55,8 @@ class AnimationSettings:
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     windows: WindowConfig = field(default_factory=WindowConfig)
     alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
+    face: FaceOptimizationConfig = field(default_factory=FaceOptimizationConfig)
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
     devices: tuple[str, ...] = ()  # that share the windows of a long clip; none: where the model is
 
     def with_choices(
@@ -115,6 +119,7 @@ class AnimationPipeline:
         self.config = animator.config
         self._encoded: OrderedDict[str, EncodedReference] = OrderedDict()
         self._replicas: tuple[tuple[str, ...], list[Animator]] = ((), [animator])
+        self._prepared: tuple[object, ...] = SpeedConfig().prepared
 
     @classmethod
     def from_pretrained(
@@ -205,7 +210,8 @@ class AnimationPipeline:
             on_work: called within a step too, after each window.
             portion: frames that are refined at a time; changes memory alone.
             work: where the clip's latents are kept, to be continued; the host's memory by default.
-            refinement: makes what refines the predictions of each step.
+            refinement: makes what refines the predictions of each step, instead of what
+                `settings.face` says.
             timings: told of the stages.
 
         Raises:
@@ -213,6 +219,7 @@ class AnimationPipeline:
         """
         size = self.frame_size(size)
         settings, timings = settings or self.settings, timings or Timings()
+        self._prepare(settings.speed)
         frame = fit(reference.shape[:2], size, framing)
         sizes = (reference_pose.size, driving_pose.size)
         thresholds = (reference_pose.threshold, driving_pose.threshold)
@@ -267,8 +274,24 @@ class AnimationPipeline:
             self.encoder.time_ids(fps, 1).to(self.device),
         )
         try:
-            refine = None
-            if refinement is not None:
+            refine, optimizer, no_faces = None, None, ""
+            if refinement is None:
+                optimizer, no_faces = open_face_optimizer(
+                    settings.face,
+                    self.encoder,
+                    picture=reference,
+                    face=face,
+                    reference_pose=reference_pose,
+                    driving_pose=driving_pose,
+                    alignment=alignment,
+                    framing=frame,
+                    num_steps=settings.sampling.steps,
+                    on_iteration=on_work and (lambda i: on_work(i, settings.sampling.steps)),
+                )
+                if optimizer is not None:
+                    optimizer.keep_in(states.folder, states.step)
+                    refine = optimizer.refine
+            else:
                 refine = refinement(
                     PreparedClip(
                         reference, face, frame, alignment, driving_pose, conditions, settings, size
@@ -282,7 +305,16 @@ class AnimationPipeline:
             states.close()
             raise
         return AnimationStream(
-            states, self.encoder.codec, self.device, poses, alignment, frame, settings, plan
+            states,
+            self.encoder.codec,
+            self.device,
+            poses,
+            alignment,
+            frame,
+            settings,
+            plan,
+            optimizer,
+            no_faces,
         )
 
     def frame_size(self, size: tuple[int, int] | None) -> tuple[int, int]:
@@ -301,6 +333,18 @@ class AnimationPipeline:
                 f"{self.config.height}x{self.config.width}."
             )
         return size
+
+    def _prepare(self, speed: SpeedConfig) -> None:
+        """Change the model as the settings have it; what cannot be undone is refused."""
+        if speed.prepared == self._prepared:
+            return
+        if self._prepared != SpeedConfig().prepared:
+            raise ValueError(
+                f"Got {speed}, but the model was prepared for another: load it again, or keep "
+                "compile, channels_last, linears and offload as they are."
+            )
+        prepare(self.animator, speed)
+        self._prepared = speed.prepared
 
     def _encode(
         self, reference: np.ndarray, face: Face | None, frame: Framing, seed: int
@@ -330,14 +374,19 @@ class AnimationPipeline:
         sampling = settings.sampling
         plan = partial(plan_windows, len(poses), self.config.num_frames, settings.windows)
         denoisers = [
-            GuidedDenoiser(animator, _moved(conditions, poses, animator), settings.guidance)
+            GuidedDenoiser(
+                animator,
+                _moved(conditions, poses, animator),
+                settings.guidance,
+                settings.speed.cache(animator),
+            )
             for animator in self._animators(settings.devices)
         ]
         on_step, on_work = told
         sample(
-            WindowedDenoiser(denoisers, plan, settings.windows.batch),
+            WindowedDenoiser(denoisers, plan, settings.windows.batch, settings.speed.cache_every),
             states,
-            edm.karras_sigmas(sampling.steps, sampling.sigma_min, sampling.sigma_max, sampling.rho),
+            sampling.levels(),
             sampling,
             ClipNoise(seed, states.shape[1:]),
             portion=portion,
@@ -364,7 +413,9 @@ def read_settings(about: dict[str, Any]) -> AnimationSettings:
         if isinstance(guidance, dict)
         else GuidanceConfig.constant(float(guidance)),
         windows=from_dict(WindowConfig, about.get("windows", {})),
+        speed=from_dict(SpeedConfig, about.get("speed", {})),
         alignment=from_dict(AlignmentSettings, about.get("alignment_settings", {})),
+        face=from_dict(FaceOptimizationConfig, about.get("face_optimization", {})),
     )
 
 

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from animator import edm
 from inference.noise import START, ClipNoise
 from inference.states import ClipStates, Frames
 
@@ -34,6 +35,7 @@ class SamplerConfig:
     """Noise levels and solver. The churn parameters are EDM's, off by default."""
 
     solver: Literal["heun", "euler"] = "euler"
+    schedule: Literal["karras", "ays"] = "karras"
     steps: int = 25
     sigma_min: float = 0.002
     sigma_max: float = 700.0
@@ -67,6 +69,15 @@ class SamplerConfig:
                 f"Got churn_min {self.churn_min} and churn_max {self.churn_max}, but expected "
                 "churn_min <= churn_max."
             )
+
+    def levels(self) -> Tensor:
+        """Noise levels, falling and ending in 0, `(steps + 1,)`.
+
+        `karras` are EDM's (eq. 5); `ays` those optimised for few steps, which have no `rho`.
+        """
+        if self.schedule == "ays":
+            return edm.ays_sigmas(self.steps, self.sigma_min, self.sigma_max)
+        return edm.karras_sigmas(self.steps, self.sigma_min, self.sigma_max, self.rho)
 
 
 def raised_sigma(sigma: Tensor, config: SamplerConfig) -> Tensor:
