@@ -14,6 +14,7 @@ from torch import Tensor
 
 from animator.latents import LatentCodec
 from inference.conditioning import to_frames
+from inference.face_optimization import FaceOptimizer
 from inference.pose_features import PoseImages
 from inference.retarget import Retargeted
 from inference.states import ClipStates
@@ -72,6 +73,8 @@ class AnimationStream:
     framing: Framing
     settings: "AnimationSettings"
     plan: Callable[[int], list[Window]]  # the windows of a step
+    faces: FaceOptimizer | None = None  # what optimised the faces
+    no_faces: str = ""  # why nothing did, where it was asked for
 
     def __len__(self) -> int:
         return len(self.states)

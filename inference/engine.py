@@ -160,6 +160,8 @@ class AnimationEngine:
                 warnings = self._warnings(stream, meter, face, encoded.audio_note)
                 record = self._record(request, info, stream, models, warnings)
                 record["seams"] = meter.record()
+                if stream.faces is not None:
+                    record["face_optimization"] = stream.faces.record()
                 record["timings"], record["memory"] = timings.record(), memory.record()
                 if face is not None:
                     box = [round(float(side), 4) for side in face.box]
@@ -246,6 +248,8 @@ class AnimationEngine:
             warnings.append(audio_note)
         if face is None:
             warnings.append("no face was found in the reference: its identity is not guided")
+        elif stream.no_faces:
+            warnings.append(f"faces are not optimised: {stream.no_faces}")
         warnings += [f"alignment: {text}" for text in stream.alignment.warnings]
         return warnings + meter.warnings()
 

@@ -28,6 +28,26 @@ class FaceCurve:
         """Time of a call; portions of a step add up."""
         self._seconds[step] += seconds
 
+    def state(self) -> list[Any]:
+        """For JSON, to be read by `of_state`."""
+        rows = [
+            [step, i, loss, self._faces[step][i]]
+            for step, losses in self._loss.items()
+            for i, loss in losses.items()
+        ]
+        return [rows, list(self._seconds.items()), self._end]
+
+    @classmethod
+    def of_state(cls, state: list[Any]) -> "FaceCurve":
+        """What `state` gave."""
+        curve = cls()
+        rows, seconds, curve._end = state
+        for step, i, loss, faces in rows:
+            curve.add(step, i, [(loss, faces)])
+        for step, own in seconds:
+            curve.took(step, own)
+        return curve
+
     def record(self) -> dict[str, Any]:
         """Losses by step and iteration, similarities at the begin and at the end, seconds.
 

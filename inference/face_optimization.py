@@ -8,10 +8,14 @@ freed at once, and only the surroundings of each face are decoded.
 Shapes: T frames, t frames at hand, P people, C latent channels, h w latent size, E embedding.
 """
 
+import io
+import json
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,9 +29,14 @@ from inference.face_places import FacePlaces
 from inference.face_similarity import FaceReader, similarities
 from pipelines.faces import FaceBackend
 from pipelines.overrides import to_dict
+from pipelines.shards import write_atomic
 
 # Float16 loses gradients below 6e-8; Adam does not care what all of them are multiplied by.
 LOSS_SCALE = 2.0**12
+
+
+def _state_file(step: int) -> str:
+    return f"faces-{step}.npz"
 
 
 class FaceOptimizer:
@@ -42,7 +51,7 @@ class FaceOptimizer:
         config: with another mode than `auto` and `off`.
         num_steps: denoising steps of the sampler.
         detector: finds faces in what has been decoded, to correct their places; None does not.
-        on_iteration: called after each iteration; may raise to stop.
+        on_iteration: called with the step after each iteration; may raise to stop.
     """
 
     def __init__(
@@ -55,7 +64,7 @@ class FaceOptimizer:
         *,
         num_steps: int,
         detector: FaceBackend | None = None,
-        on_iteration: Callable[[], None] | None = None,
+        on_iteration: Callable[[int], object] | None = None,
     ):
         if config.mode in ("auto", "off"):
             raise ValueError(
@@ -69,12 +78,13 @@ class FaceOptimizer:
         self.config = config
         self.num_steps = num_steps
         self.detector = detector
-        self.on_iteration = on_iteration or (lambda: None)
+        self.on_iteration = on_iteration or (lambda step: None)
         self.curve = FaceCurve()
         self.passes = self.corrected = self.skipped = 0
         whole = config.mode != "crop"
         self._decoder = open_crop_decoder(codec, "crop" if whole else config.statistics)
         self._noted: tuple[int, list[int], list[Piece]] | None = None
+        self._folder: Path | None = None
 
     def refine(self, latents: Tensor, frames: Tensor, step: int) -> Tensor:
         """Predicted clean latents whose faces are more like the reference's.
@@ -97,9 +107,40 @@ class FaceOptimizer:
             )
         ]
         self.curve.took(step, time.perf_counter() - begun)
+        if self._folder is not None:
+            write_atomic(self._folder / _state_file(step + 1), self._state())
         return torch.cat(parts)
 
     __call__ = refine
+
+    def keep_in(self, folder: Path | None, step: int) -> None:
+        """Keep places and record in a work folder, and go on from there before a step.
+
+        With `refresh` above 1 the steps after that begin with a pass of their own.
+        """
+        self._folder = folder
+        if folder is None or step == 0:
+            return
+        file = folder / _state_file(min(step, self.config.steps))
+        if not file.is_file():
+            return
+        with np.load(file) as found:
+            self.places.landmarks[...] = found["landmarks"]
+            self.places.boxes[...] = found["boxes"]
+            counts, curve = json.loads(str(found["counts"])), json.loads(str(found["curve"]))
+        self.passes, self.corrected, self.skipped = counts
+        self.curve = FaceCurve.of_state(curve)
+
+    def _state(self) -> bytes:
+        stored = io.BytesIO()
+        np.savez(
+            stored,
+            landmarks=self.places.landmarks,
+            boxes=self.places.boxes,
+            counts=json.dumps([self.passes, self.corrected, self.skipped]),
+            curve=json.dumps(self.curve.state()),
+        )
+        return stored.getvalue()
 
     def record(self) -> dict[str, Any]:
         """What was done, for the record of an output."""
@@ -134,7 +175,7 @@ class FaceOptimizer:
                 self._drop_broken(copies)
                 adam.step()
                 self.curve.add(step, iteration, [latest[chunk] for chunk in turn])
-                self.on_iteration()
+                self.on_iteration(step)
                 if len(latest) == len(chunks) and (iteration + 1) * share % len(chunks) < share:
                     total = sum(loss for loss, _ in latest.values())
                     now = total / sum(count for _, count in latest.values())

@@ -36,7 +36,7 @@ def open_face_optimizer(
     alignment: Retargeted,
     framing: Framing,
     num_steps: int,
-    on_iteration: Callable[[], None] | None = None,
+    on_iteration: Callable[[int], object] | None = None,
 ) -> Opened:
     """The optimiser of a clip's faces, or None and why.
 
@@ -47,7 +47,7 @@ def open_face_optimizer(
             those of the alignment.
         framing: how the picture lies in the frames that are made.
         num_steps: denoising steps.
-        on_iteration: called after each iteration; may raise to stop.
+        on_iteration: called with the step after each iteration; may raise to stop.
     """
     if config.mode == "auto":
         config = replace(config, mode="off" if encoder.recogniser is None else "crop")

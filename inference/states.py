@@ -237,6 +237,7 @@ class ClipStates:
             f".{STATE}.",
             f".{CONDITIONS}.",
             "latents-",
+            "faces-",
             "predicted.",
             "correct",
         )

@@ -166,9 +166,7 @@ def test_two_people_become_like_their_own_reference():
 
 def test_key_frames_take_turns_over_all_frames():
     latents, seen = clip(8), []
-    run = optimizer(
-        config(chunk=2, key_frames=0.25, iterations=4), places(8), on_iteration=lambda: None
-    )
+    run = optimizer(config(chunk=2, key_frames=0.25, iterations=4), places(8))
     original = run.curve.add
     run.curve.add = lambda step, i, found: (  # type: ignore[method-assign]
         seen.append(sum(faces for _, faces in found)),
@@ -188,7 +186,7 @@ def test_it_stops_where_little_is_gained():
 
 
 def test_it_can_be_stopped_within_a_step():
-    def stop() -> None:
+    def stop(step: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -248,6 +246,22 @@ def test_places_are_corrected_every_few_steps():
     np.testing.assert_allclose(
         run.places.landmarks[:, 0], np.tile(LANDMARKS + np.array([0.02, 0]), (4, 1, 1))
     )
+
+
+def test_a_run_that_was_killed_goes_on_with_places_and_record(tmp_path: Path):
+    whole = optimizer(config(detect_every=1), detector=Seen())
+    kept = optimizer(config(detect_every=1), detector=Seen())
+    kept.keep_in(tmp_path, 0)
+    for step in (0, 1):
+        for run in (whole, kept):
+            run.refine(clip(), torch.arange(4), step)
+    again = optimizer(config(detect_every=1), detector=Seen())
+    again.keep_in(tmp_path, 2)
+    expected = whole.refine(clip(), torch.arange(4), 2)
+    assert torch.equal(again.refine(clip(), torch.arange(4), 2), expected)
+    told, known = again.record(), whole.record()
+    assert told["corrected_places"] == known["corrected_places"] == 8
+    assert [row["loss"] for row in told["steps"]] == [row["loss"] for row in known["steps"]]
 
 
 @pytest.mark.parametrize(
