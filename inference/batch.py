@@ -22,7 +22,7 @@ from inference import outputs
 from inference.batch_config import BatchConfig, BatchError, read_settings
 from inference.batch_plan import chunks, make_tasks, measure
 from inference.batch_progress import Meter, Standing, batch_bar
-from inference.batch_task import WORK, Task
+from inference.batch_task import WORK, Task, sweep
 from inference.batch_worker import WORKERS, WORKERS_SECONDS, EngineActor, sentence
 from inference.manifest import ManifestItem, read_manifest
 from inference.outputs import FolderLock
@@ -63,12 +63,12 @@ def animate_batch(
     try:
         # Workers of a run that was killed live on for some seconds.
         FolderLock(out, WORKERS, "batch's worker", wait=WORKERS_SECONDS).close()
-        _sweep(out)
         tasks = make_tasks(
             items, config, json.dumps(settings, sort_keys=True), secrets.token_hex(8)
         )
         results = {task.id: task.ended("skipped") for task in tasks if task.is_done()}
         pending = [task for task in tasks if task.id not in results]
+        sweep(out, pending)
         changed = _changes(out, settings, pending, say)
         head = {"manifest": str(config.manifest), "started_at": int(started), "settings": settings}
         outputs.write_json(out / SUMMARY, {**head, "state": "running"})
@@ -101,14 +101,6 @@ def _say(text: str) -> None:
 
 def _be_silent(text: str) -> None:
     pass
-
-
-def _sweep(out: Path) -> None:
-    """Remove what a killed run left half made."""
-    shutil.rmtree(out / WORK, ignore_errors=True)
-    for path in out.glob(".*.json.*.tmp"):
-        path.unlink(missing_ok=True)
-    (out / WORK).mkdir()
 
 
 def _protect_inputs(manifest: Path, items: list[ManifestItem], out: Path) -> None:

@@ -125,7 +125,9 @@ def _line(standing: Standing) -> Line:
 def _detail(standing: Standing) -> str:
     parts = []
     if standing.items_per_hour:
-        parts.append(f"{standing.items_per_hour:.3g} items/h")
+        parts.append(
+            f"{standing.items_per_hour:.{0 if standing.items_per_hour >= 10 else 1}f} items/h"
+        )
     if standing.failed:
         parts.append(f"{standing.failed} failed")
     if standing.left_seconds is not None and standing.done < standing.total:

@@ -1,7 +1,8 @@
 """One item of a batch on its way from the manifest to a worker and back."""
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,11 @@ class Task:
         return self.final.parent / WORK / f"{self.final.stem}.starts"
 
     @property
+    def states(self) -> Path:
+        """Where a long item keeps what has been computed of it, for whoever goes on with it."""
+        return self.final.parent / WORK / f"{self.identity}.states"
+
+    @property
     def starts(self) -> int:
         """How often the item was begun in this run without coming to an end."""
         try:
@@ -101,3 +107,14 @@ class Task:
         if "size" in values["shape"]:
             values["shape"]["size"] = tuple(values["shape"]["size"])
         return cls(**values)
+
+
+def sweep(out: Path, pending: Iterable[Task]) -> None:
+    """Remove what a killed run left half made, but for long items that can be continued."""
+    (out / WORK).mkdir(parents=True, exist_ok=True)
+    kept = {task.states for task in pending}
+    for path in {*(out / WORK).iterdir(), *out.glob(".*.json.*.tmp")} - kept:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

@@ -22,6 +22,7 @@ from inference.requests import AnimationRequest
 MAX_DEATHS = 3
 WORKERS = ".batch.workers"  # held by every worker, so that a run never overlaps a killed one's
 WORKERS_SECONDS = 60.0
+RESUMED_FRAMES = 64  # longer items are continued where they were, shorter ones begun again
 REMEMBERED = 48  # pictures and clips that an engine's perception keeps in mind
 
 log = logging.getLogger(__name__)
@@ -82,8 +83,11 @@ class EngineActor:
         started = time.time()
         staged = task.starts_file.with_name(f"{task.final.stem}.{os.getpid()}.mp4")
         request = AnimationRequest.from_json({**task.request, "output": staged})
+        shape = dict(task.shape)
+        if task.frames > RESUMED_FRAMES:
+            shape["work"] = task.states
         try:
-            made = engine.run(request, **task.shape)
+            made = engine.run(request, **shape)
             record = {
                 **made,
                 "id": task.id,

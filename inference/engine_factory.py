@@ -33,8 +33,8 @@ class Engine(Protocol):
         ValueError says in one sentence what the user can mend.
 
         Args:
-            shape: `size`, `framing` and `align` (see `AnimationEngine.run`), where they are not the
-                defaults.
+            shape: `size`, `framing`, `align` and `work` (see `AnimationEngine.run`), where they are
+                not the defaults.
         """
         ...
 

@@ -18,6 +18,11 @@ REFUSED_SEED = 401  # a user's mistake
 BROKEN_SEED = 500  # an engine that raises
 DEADLY_SEED = 666  # an engine whose process dies
 SILENT_SEED = 777  # an engine that stops answering, once
+LOST_SEED = 888  # an engine whose device is lost, once
+
+
+class AcceleratorError(RuntimeError):
+    """As torch's own of this name: no later item can succeed in the process."""
 
 
 class StandInEngine:
@@ -64,6 +69,10 @@ class StandInEngine:
             raise RuntimeError(f"out of memory while reading {request.driving}")
         if request.seed == DEADLY_SEED:
             os._exit(1)
+        lost = request.output.parent.parent / "was-lost"
+        if request.seed == LOST_SEED and not lost.exists():
+            lost.touch()
+            raise AcceleratorError("CUDA error: an illegal memory access was encountered")
         marker = request.output.parent.parent / "was-silent"
         if request.seed == SILENT_SEED and not marker.exists():
             marker.touch()

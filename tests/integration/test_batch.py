@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,10 @@ from PIL import Image
 
 from inference import outputs
 from inference.batch import BatchConfig, BatchError, animate_batch
+from inference.batch_plan import make_tasks
+from inference.batch_task import sweep
+from inference.batch_worker import EngineActor
+from inference.manifest import read_manifest
 from inference.outputs import FolderInUseError, FolderLock
 from inference.requests import RequestError
 from pipelines.ray_sizes import RunError
@@ -70,9 +75,9 @@ def cluster() -> Iterator[None]:
 
 @pytest.mark.usefixtures("cluster")
 def test_failures_are_recorded_stop_nothing_and_are_tried_again(folder: Path) -> None:
-    config = manifest(folder, 1, 401, 500, 666, 2)
+    config = manifest(folder, 1, 401, 500, 666, 888, 2)
     summary = animate_batch(config, show_progress=False)
-    assert (summary["done"], summary["skipped"], summary["failed"]) == (2, 0, 3)
+    assert (summary["done"], summary["skipped"], summary["failed"]) == (3, 0, 3)
     assert summary == outputs.read_json(config.out / "batch.json")
     errors = {item["id"]: item["error"] for item in summary["items"] if "error" in item}
     assert errors["item-401"].endswith("no person found; choose a clearer picture")
@@ -83,6 +88,9 @@ def test_failures_are_recorded_stop_nothing_and_are_tried_again(folder: Path) ->
         assert record is not None
         assert record["error"] == errors[f"item-{seed}"]
     assert probe(config.out / "item-1.mp4").num_frames == 4
+    # A process that lost its device is another's business, not the item's.
+    starts = (outputs.read_json(config.out / "item-888.json") or {})["batch"]["starts"]
+    assert starts == 2
 
     # The picture is changed, so that everything is another item now; one error is mended.
     (config.out / "item-2.mp4").write_bytes(b"a damaged video")
@@ -147,6 +155,30 @@ def test_two_runs_in_one_folder_refuse_each_other(folder: Path) -> None:
         animate_batch(config, show_progress=False)
     other.close()
     assert animate_batch(config, show_progress=False)["done"] == 1
+
+
+def test_what_is_computed_of_a_long_item_is_kept_for_the_next_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(HERE)
+    config = manifest(folder, 1, 500)
+    short, long = make_tasks(read_manifest(config.manifest), config, "model", "run")
+    sweep(config.out, [])
+    long = replace(long, frames=100, request={**long.request, "seed": 2})
+    worker = EngineActor(config)
+    records = [worker.run(task).final.with_suffix(".json") for task in (short, long)]
+    worker.lock.close()
+    asked = [(outputs.read_json(path) or {})["asked"] for path in records]
+    assert "work" not in asked[0]
+    assert asked[1]["work"] == str(long.states)
+    for path in (long.states, short.states):
+        path.mkdir()
+        (path / "latents").touch()
+    (long.starts_file.parent / "half.mp4").touch()
+    (config.out / ".item-2.json.77.tmp").touch()
+    sweep(config.out, [long])
+    assert [path.name for path in long.starts_file.parent.iterdir()] == [long.states.name]
+    assert not list(config.out.glob(".*.tmp"))
 
 
 def test_nothing_starts_on_a_malformed_manifest(folder: Path) -> None:
