@@ -1,6 +1,7 @@
 """Two workers under DeepSpeed compute what one plain PyTorch process does, written out here."""
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from training.config import (
 )
 from training.launch import train
 from training.metrics import Quiet, read_metrics
+from training.ray_workers import ray_session
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +36,7 @@ SMALL = AnimatorConfig(
 )
 
 
-def config(shards, precision="fp32", lr=5e-4) -> TrainConfig:
+def config(shards, precision: Literal["fp32", "bf16"] = "fp32", lr=5e-4) -> TrainConfig:
     return TrainConfig(
         task=AnimateConfig(shards=str(shards), animator=SMALL),
         optim=OptimConfig(samples=STEPS * BATCH, lr=lr, warmup_samples=40, schedule="cosine"),
@@ -117,20 +119,31 @@ def plain_losses(given: TrainConfig) -> list[float]:
     return losses
 
 
+@pytest.fixture(scope="module")
+def expected(shards) -> list[float]:
+    """In fp32, which is what both precisions of the product are held to."""
+    return plain_losses(config(shards))
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """One Ray for both runs, which takes longer to start than a good part of a run."""
+    with ray_session():
+        yield
+
+
 def trained_losses(given: TrainConfig, out) -> list[float]:
     train(given, out, progress=Quiet())
     return [record["loss"] for record in read_metrics(out / "metrics.jsonl")]
 
 
-def test_two_workers_with_zero_2_equal_plain_pytorch(shards, tmp_path):
-    given = config(shards)
-    found, expected = trained_losses(given, tmp_path / "out"), plain_losses(given)
+def test_two_workers_with_zero_2_equal_plain_pytorch(shards, expected, cluster, tmp_path):
+    found = trained_losses(config(shards), tmp_path / "out")
     assert sum(expected[-15:]) < 0.9 * sum(expected[:15]), "nothing was learned"
     assert found == pytest.approx(expected, abs=1e-6)
 
 
-def test_bf16_stays_near_plain_pytorch(shards, tmp_path):
-    given = config(shards, "bf16")
-    found, expected = trained_losses(given, tmp_path / "out"), plain_losses(given)
+def test_bf16_stays_near_plain_pytorch(shards, expected, cluster, tmp_path):
+    found = trained_losses(config(shards, "bf16"), tmp_path / "out")
     assert found != expected
     assert found == pytest.approx(expected, rel=0.03)
