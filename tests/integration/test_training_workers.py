@@ -72,7 +72,9 @@ def test_two_then_one_then_two_workers_use_every_sample_once(config, tmp_path):
     with ray_session():
         for workers, samples in LEGS:
             said.append(leg(config, out, workers, samples))
-            assert newest_checkpoint(out / "checkpoints").world == workers
+            latest = newest_checkpoint(out / "checkpoints")
+            assert latest is not None
+            assert latest.world == workers
     assert any("2 workers' state converted for 1." in text for text in said[1])
     assert any("1 workers' state converted for 2." in text for text in said[2])
 
