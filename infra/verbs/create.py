@@ -207,7 +207,8 @@ def _changes(
 def _batch_lines(summary: dict, out: Path) -> list[str]:
     counts = ", ".join(f"{summary[name]} {name}" for name in ("done", "skipped", "failed"))
     if summary["done"]:
-        counts += f"; {summary['items_per_hour']:.3g} items/h on {summary['engines']} engine(s)"
+        speed = summary["items_per_hour"]
+        counts += f"; {speed:.{0 if speed >= 10 else 1}f} items/h on {summary['engines']} engine(s)"
     reused = summary["reused"]
     return [
         counts,
