@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
     bench.command("forward")(forward)
     bench.command("alignment")(alignment)
     bench.command("curate")(curate)
+    bench.command("hjb")(hjb)
     bench.command("train")(train)
     app.add_typer(bench, name="bench")
 
@@ -177,6 +178,94 @@ def train(
         result = bench_train(config, lambda done, total: progress(done / total, "training"))
     _write(result, report)
     emit(result, as_json=as_json, show=_train_lines)
+
+
+def hjb(
+    video: Annotated[Path, typer.Argument(help="A clip with a face: what is refined.")],
+    reference: Annotated[Path, typer.Argument(help="A picture of the face that it is to have.")],
+    frames: Annotated[int, typer.Option(help="Frames.")] = 16,
+    height: Annotated[int, typer.Option(help="Pixels.")] = 576,
+    width: Annotated[int, typer.Option(help="Pixels.")] = 1024,
+    face: Annotated[int, typer.Option(help="Pixels of the face's height.")] = 112,
+    iterations: Annotated[int, typer.Option(help="Of Adam.")] = 10,
+    chunk: Annotated[int, typer.Option(help="Frames decoded with gradient at a time.")] = 1,
+    published_frames: Annotated[
+        int, typer.Option(help="Frames of the published way, which keeps them in one graph.")
+    ] = 2,
+    rows: Annotated[
+        str, typer.Option(help="Of published, exact, crop, crop_alone and key_frames.")
+    ] = "published,exact,crop,crop_alone,key_frames",
+    repeats: Annotated[int, typer.Option(help="Rounds.")] = 1,
+    fit_steps: Annotated[int, typer.Option(help="Steps that fit a small decoder.")] = 400,
+    work: Annotated[Path | None, typer.Option(help="Where the fitted decoder is kept.")] = None,
+    report: Report = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure face optimisation: seconds, memory, similarity raised, background changed.
+
+    On a small decoder of the published structure, fitted to the clip for the purpose, and the
+    recognition network that ANIMATOR_MODELS holds. One denoising step on the CPU; the published
+    size takes long. Example: animator bench hjb talk.mp4 other.jpg --report hjb.json
+    """
+    from inference.hjb_benchmark import HjbBench, bench_hjb
+    from infra.progress import stage_bar
+
+    config = HjbBench(
+        video=video,
+        reference=reference,
+        work=work,
+        frames=frames,
+        height=height,
+        width=width,
+        face=face,
+        iterations=iterations,
+        chunk=chunk,
+        published_frames=published_frames,
+        repeats=repeats,
+        fit_steps=fit_steps,
+        rows=tuple(name.strip() for name in rows.split(",")),
+    )
+    with stage_bar("bench") as progress:
+        result = bench_hjb(config, progress)
+    _write(result, report)
+    emit(result, as_json=as_json, show=_hjb_lines)
+
+
+def _hjb_lines(result: dict[str, Any]) -> list[str]:
+    rows = [
+        (
+            name,
+            str(row["frames"]),
+            f"{row['seconds']:.1f} s",
+            f"{row['ratio']:.3f} ({row['cpu_ratio']:.3f})",
+            f"{row['peak_gb']:.2f} GB",
+            f"{row['memory_ratio']:.3f}",
+            f"{row['similarity_before']:.3f} to {row['similarity_after']:.3f}",
+            f"{row['raise_ratio']:.1%}",
+            f"{row['background_change']:.2f}",
+        )
+        for name, row in result["rows"].items()
+    ]
+    header = (
+        "face optimisation",
+        "frames",
+        "median",
+        "ratio (of CPU time)",
+        "peak",
+        "ratio",
+        "similarity",
+        "raise",
+        "background",
+    )
+    fit = result["decoder"]
+    sizes = result["settings"]
+    return [
+        f"{result['machine']['processor']}, {result['machine']['threads']} threads; "
+        f"{sizes['height']}x{sizes['width']}, {sizes['iterations']} iterations; a decoder of "
+        f"{fit['channels'][0]} channels fitted in {fit['steps']} steps to {fit['error']:.1f} grey "
+        f"levels; {result['recogniser']}; crops of {result['crop_cells']} cells",
+        *table(rows, header=header),
+    ]
 
 
 def _train_lines(result: dict[str, Any]) -> list[str]:

@@ -1,0 +1,324 @@
+"""Face optimisation measured: seconds, memory, similarity raised and background changed.
+
+Rows are ways of refining the same prediction towards the same face, each in a process of its own,
+in turns. All are judged by the full decode of what they made, with faces cut out where they are
+known to be.
+
+Shapes: T frames, C latent channels, h w latent size, H W pixels.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from animator.latents import TemporalVAE
+from inference.conditioning import to_frames, to_tensor
+from inference.face_optimization import FaceOptimizer
+from inference.face_optimization_config import FaceOptimizationConfig
+from inference.face_places import FacePlaces
+from inference.face_similarity import FaceReader, arcface, similarities
+from inference.hjb_clip import FaceClip, fitted_codec, read_clip
+from inference.peak_memory import PeakMemory
+from inference.timing import machine, summary, timed
+from pipelines.faces import InsightFaceBackend
+from pipelines.models import locate_face_pack
+from pipelines.overrides import from_dict, to_dict
+
+BASELINE = "exact"
+AROUND = 0.25  # of the face's size, left out beside it where the background is judged
+
+
+@dataclass(frozen=True, kw_only=True)
+class HjbBench:
+    """What is measured."""
+
+    video: Path  # with a face, whose frames are the prediction
+    reference: Path  # with the face that they are to have
+    work: Path | None = None  # where the fitted decoder is kept
+    frames: int = 16
+    height: int = 576
+    width: int = 1024
+    face: int = 112  # pixels of the face's height
+    iterations: int = 10
+    chunk: int = 1  # frames decoded with gradient at a time, by all rows but the published one
+    published_frames: int = 2  # of the row that keeps all frames in one graph
+    repeats: int = 1
+    fit_steps: int = 400
+    rows: tuple[str, ...] = ("published", "exact", "crop", "crop_alone", "key_frames")
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "iterations", "chunk", "published_frames", "repeats", "fit_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Got {name} {getattr(self, name)}, but expected at least 1.")
+        if self.height % 8 or self.width % 8 or min(self.height, self.width) < 128:
+            raise ValueError(
+                f"Got {self.height} x {self.width}, but expected multiples of 8 from 128."
+            )
+        unknown = set(self.rows) - set(_configs(self))
+        if unknown or BASELINE not in self.rows:
+            raise ValueError(
+                f"Got rows {', '.join(self.rows)}, but expected {BASELINE} and others of "
+                f"{', '.join(_configs(self))}."
+            )
+
+
+def _configs(bench: HjbBench) -> dict[str, FaceOptimizationConfig]:
+    own = FaceOptimizationConfig(
+        mode="crop",
+        iterations=bench.iterations,
+        chunk=bench.chunk,
+        min_gain=0.0,
+        detect_every=0,
+        steps=1,
+    )
+    return {
+        "published": replace(own, mode="published"),
+        "exact": replace(own, mode="exact"),
+        "crop": own,
+        "crop_alone": replace(own, statistics="crop"),
+        "key_frames": replace(own, key_frames=0.5),
+    }
+
+
+def bench_hjb(
+    bench: HjbBench, tell: Callable[[float, str], None] = lambda share, what: None
+) -> dict[str, Any]:
+    """One denoising step's refinement, in several ways.
+
+    Returns:
+        `rows`: seconds and their ratio to `exact` of the same round, peak memory beyond what the
+        models and the clip take and its ratio, similarity before and after, mean change of the
+        background in grey levels (0..255); how the decoder was fitted.
+
+    Raises:
+        ValueError: for pictures without faces, or without a recognition network.
+    """
+    pack = locate_face_pack()
+    if pack is None:
+        raise ValueError("No InsightFace pack was found: set ANIMATOR_MODELS or pull one.")
+    detector = InsightFaceBackend(pack)
+    size = (bench.height, bench.width)
+    clip = read_clip(
+        bench.video, bench.reference, detector, frames=bench.frames, size=size, face=bench.face
+    )
+    reader = FaceReader(arcface(detector.recogniser_path, torch.device("cpu")))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = bench.work or Path(scratch)
+        codec, fit = fitted_codec(
+            clip,
+            folder,
+            steps=bench.fit_steps,
+            tell=lambda share: tell(0.2 * share, "fitting a decoder"),
+        )
+        with torch.no_grad():
+            latents = torch.cat([codec.encode(to_tensor(f)[None]) for f in clip.frames])
+            wanted = reader.embed(
+                to_tensor(clip.reference)[None],
+                torch.from_numpy(clip.reference_face.landmarks)[None],
+                torch.from_numpy(clip.reference_face.box)[None],
+            )
+        task = Path(scratch) / "task"
+        task.mkdir()
+        codec.vae.save_pretrained(str(task / "vae"))
+        tensors = {"latents": latents, "wanted": wanted, **_as_tensors(clip.places)}
+        save_file(tensors, str(task / "task.safetensors"))
+        measured = _rounds(bench, task, detector.recogniser_path, tell)
+        shown = codec.decode(latents)
+        judged = {
+            name: _judge(codec, reader, clip, latents, shown, wanted, runs[-1]["latents"])
+            for name, runs in measured.items()
+        }
+    base = measured[BASELINE]
+    rows = {}
+    for name, runs in measured.items():
+        seconds = [run["seconds"] for run in runs]
+        peak = statistics.median(run["peak_gb"] for run in runs)
+        base_peak = statistics.median(run["peak_gb"] for run in base)
+        rows[name] = {
+            **summary(seconds, [run["seconds"] for run in base]),
+            # On a machine with other work to do, what the row itself took of the processor.
+            "cpu_seconds": round(statistics.median(run["cpu_seconds"] for run in runs), 2),
+            "cpu_ratio": round(
+                statistics.median(
+                    own["cpu_seconds"] / other["cpu_seconds"]
+                    for own, other in zip(runs, base, strict=True)
+                ),
+                4,
+            ),
+            "peak_gb": round(peak, 3),
+            "memory_ratio": round(peak / base_peak, 4),
+            "frames": runs[-1]["frames"],
+            "steps": runs[-1]["record"]["steps"],
+            **judged[name],
+        }
+        rows[name]["raise_ratio"] = round(rows[name]["raised"] / judged[BASELINE]["raised"], 4)
+    return {
+        "bench": "hjb",
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine(torch.device("cpu")),
+        "settings": {key: str(v) if isinstance(v, Path) else v for key, v in asdict(bench).items()},
+        "decoder": {
+            "about": "a small AutoencoderKLTemporalDecoder fitted to the clip, not published",
+            "channels": list(codec.vae.config["block_out_channels"]),
+            **fit,
+        },
+        "recogniser": detector.name,
+        "crop_cells": _crop_cells(reader, clip, bench),
+        "baseline": BASELINE,
+        "rows": rows,
+    }
+
+
+def _rounds(
+    bench: HjbBench, task: Path, network: Path, tell: Callable[[float, str], None]
+) -> dict[str, list[dict[str, Any]]]:
+    """Each row's runs; the order turns from round to round."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in bench.rows}
+    done, total = 0, bench.repeats * len(bench.rows)
+    for turn in range(bench.repeats):
+        shift = turn % len(bench.rows)
+        for name in bench.rows[shift:] + bench.rows[:shift]:
+            tell(0.2 + 0.8 * done / total, name)
+            frames = bench.published_frames if name == "published" else bench.frames
+            job = {
+                "config": to_dict(_configs(bench)[name]),
+                "frames": min(frames, bench.frames),
+                "network": str(network),
+                "threads": torch.get_num_threads(),
+            }
+            (task / "job.json").write_text(json.dumps(job))
+            # A process of its own: memory that another row freed would hide this one's peak.
+            subprocess.run(
+                [sys.executable, "-m", "inference.hjb_benchmark", str(task)],
+                check=True,
+                cwd=Path(__file__).resolve().parents[1],
+            )
+            run = json.loads((task / "result.json").read_text())
+            run["latents"] = load_file(str(task / "result.safetensors"))["latents"]
+            found[name].append(run)
+            done += 1
+    return found
+
+
+def run_task(task: Path) -> None:
+    """Refine once as the task's job says, and write what it took beside it."""
+    job = json.loads((task / "job.json").read_text())
+    torch.set_num_threads(job["threads"])
+    tensors = load_file(str(task / "task.safetensors"))
+    latents = tensors["latents"][: job["frames"]]
+    codec = TemporalVAE.from_folder(task / "vae")
+    codec.chunk_size = 1
+    places = _from_tensors(tensors, (latents.shape[-2] * 8, latents.shape[-1] * 8))
+    optimizer = FaceOptimizer(
+        codec,
+        FaceReader(arcface(Path(job["network"]), torch.device("cpu"))),
+        tensors["wanted"],
+        places,
+        from_dict(FaceOptimizationConfig, job["config"]),
+        num_steps=25,
+    )
+    refined: list[Tensor] = []
+    peak = PeakMemory()
+    held = _resident()
+    used = time.process_time()
+    seconds = timed(
+        lambda: refined.append(optimizer.refine(latents, torch.arange(len(latents)), 0)),
+        latents.device,
+    )
+    most = peak.record().get("host_mb", float("nan")) / 1e3
+    result = {
+        "seconds": seconds,
+        "cpu_seconds": time.process_time() - used,
+        "peak_gb": most - held / 1e9,
+        "frames": len(latents),
+        "record": optimizer.record(),
+    }
+    save_file({"latents": refined[0].contiguous()}, str(task / "result.safetensors"))
+    (task / "result.json").write_text(json.dumps(result))
+
+
+def _judge(
+    codec: TemporalVAE,
+    reader: FaceReader,
+    clip: FaceClip,
+    latents: Tensor,
+    before: Tensor,
+    wanted: Tensor,
+    refined: Tensor,
+) -> dict[str, float]:
+    """Similarity of the full decode, and what changed outside of the faces."""
+    count = len(refined)
+    # Where fewer frames were refined, what they are compared with is a clip of those.
+    before = before if count == len(latents) else codec.decode(latents[:count])
+    after = codec.decode(refined)
+    places = clip.places
+    points, boxes = (torch.from_numpy(x[:count, 0]) for x in (places.landmarks, places.boxes))
+    with torch.no_grad():
+        first, last = (
+            float(similarities(reader.embed(x, points, boxes), wanted).mean())
+            for x in (before, after)
+        )
+    difference = np.abs(to_frames(after).astype(np.float32) - to_frames(before)).mean(-1)
+    areas = reader.area(places.landmarks[:count, 0], places.boxes[:count, 0], places.size)
+    outside = np.ones(difference.shape, bool)
+    for frame, (x0, y0, x1, y1) in enumerate(areas):
+        margin = AROUND * (x1 - x0)
+        rows = slice(max(0, int(y0 - margin)), int(y1 + margin))
+        outside[frame, rows, max(0, int(x0 - margin)) : int(x1 + margin)] = False
+    return {
+        "similarity_before": round(first, 4),
+        "similarity_after": round(last, 4),
+        "raised": round(last - first, 4),
+        "background_change": round(float(difference[outside].mean()), 4),
+        "face_change": round(float(difference[~outside].mean()), 4),
+        "cells_changed": round(float((refined != latents[:count]).any(1).float().mean()), 4),
+    }
+
+
+def _crop_cells(reader: FaceReader, clip: FaceClip, bench: HjbBench) -> list[list[int]]:
+    """Sizes of the crops, in latent cells."""
+    from inference.face_pieces import pieces_of
+
+    config = _configs(bench)["crop"]
+    pieces = pieces_of(clip.places, range(bench.frames), reader, config, 8)
+    return sorted({(face.piece.height, face.piece.width) for face in pieces})  # type: ignore
+
+
+def _as_tensors(places: FacePlaces) -> dict[str, Tensor]:
+    return {
+        "visible": torch.from_numpy(places.visible),
+        "landmarks": torch.from_numpy(places.landmarks),
+        "boxes": torch.from_numpy(places.boxes),
+    }
+
+
+def _from_tensors(tensors: dict[str, Tensor], size: tuple[int, int]) -> FacePlaces:
+    parts = {name: tensors[name].numpy() for name in ("visible", "landmarks", "boxes")}
+    return FacePlaces(**parts, size=size)
+
+
+def _resident() -> float:
+    """Bytes of this process in memory now; not a number where the system does not say."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return float("nan")
+    found = next((line for line in lines if line.startswith("VmRSS:")), "VmRSS: nan")
+    return float(found.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    run_task(Path(sys.argv[1]))
