@@ -3,15 +3,16 @@
 Shapes: T frames, P people, N = 18 keypoints, H W output size, C latent channels.
 """
 
+import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from animator.alignment import AlignmentBlock
 from animator.alignment_weights import AUTO, open_alignment
@@ -31,8 +32,10 @@ from inference.face_setup import open_face_optimizer
 from inference.guidance import Conditions, GuidanceConfig, GuidedDenoiser
 from inference.noise import ClipNoise
 from inference.parallel import WindowedDenoiser, replicas
+from inference.people import faces_of_people
 from inference.perception import Pose
 from inference.pose_features import PoseFeatures, PoseImages
+from inference.regions import ClipRegions
 from inference.retarget import Retargeted, retarget, unaligned
 from inference.sampler import PORTION, Refiner, SamplerConfig, sample
 from inference.speed import SpeedConfig, prepare
@@ -179,6 +182,7 @@ class AnimationPipeline:
         *,
         fps: float,
         face: Face | None = None,
+        faces: Sequence[Face] = (),
         framing: str = "pad",
         align: bool = True,
         size: tuple[int, int] | None = None,
@@ -202,6 +206,7 @@ class AnimationPipeline:
             driving_pose: keypoints `(T, P, N, 2)`.
             fps: of the driving clip.
             face: the reference's face, or None where it has none.
+            faces: all faces of the reference, for the others where several people are animated.
             framing: how the reference is fitted into the model's size: pad or crop.
             align: False draws the driving poses where they are.
             size: (height, width) of the frames the model works on; its own by default.
@@ -236,42 +241,40 @@ class AnimationPipeline:
                 if align
                 else unaligned(driving_pose.keypoints, sizes)
             )
+        owned = _faces_of(reference_pose, alignment, face, faces)
+        animated = [owned.get(person.reference) for person in alignment.people]
         with timings.stage("reference"):
-            encoded = self._encode(reference, face, frame, seed)
+            encoded = self._encode(reference, animated, frame, seed)
+        given = (reference_pose.keypoints, reference_pose.score, driving_pose.keypoints)
         states = open_states(
             (len(driving_pose.score), *encoded.latents.shape[1:]),
             work,
             [to_dict(settings), seed, fps, size, framing, align, str(self.animator.dtype)],
-            [
-                reference,
-                None if face is None else face.box,
-                *(
-                    array
-                    for p in (reference_pose, driving_pose)
-                    for array in (p.keypoints, p.score)
-                ),
-            ],
+            [reference, *(one and one.box for one in animated), *given, driving_pose.score],
+            # What steps leave to later ones is not kept with the latents.
+            every=math.lcm(settings.speed.cache_every, settings.face.refresh),
         )
         kept = states.kept(
             {
                 "context": encoded.context,
                 "reference": encoded.latents,
-                "keypoints": torch.from_numpy(frame.points(alignment.keypoints)),
+                "aligned": torch.from_numpy(alignment.keypoints),
+                "keypoints": torch.from_numpy(driving_pose.keypoints),
                 "score": torch.from_numpy(driving_pose.score),
             }
         )
+        aligned, keypoints, score = (kept[n].numpy() for n in ("aligned", "keypoints", "score"))
+        alignment = replace(alignment, keypoints=aligned)
+        driving_pose = replace(driving_pose, keypoints=keypoints, score=score)
         poses = PoseImages(
-            kept["keypoints"].numpy(),
-            kept["score"].numpy(),
-            size,
-            driving_pose.threshold,
-            self.config.pose_style,
+            frame.points(aligned), score, size, driving_pose.threshold, self.config.pose_style
         )
         conditions = Conditions(
             kept["context"],
             PoseFeatures(self.animator.pose_net, poses),
             kept["reference"],
             self.encoder.time_ids(fps, 1).to(self.device),
+            _regions(alignment, poses, kept["reference"]),
         )
         try:
             refine, optimizer, no_faces = None, None, ""
@@ -286,6 +289,7 @@ class AnimationPipeline:
                     alignment=alignment,
                     framing=frame,
                     num_steps=settings.sampling.steps,
+                    faces=owned,
                     on_iteration=on_work and (lambda i: on_work(i, settings.sampling.steps)),
                 )
                 if optimizer is not None:
@@ -347,12 +351,12 @@ class AnimationPipeline:
         self._prepared = speed.prepared
 
     def _encode(
-        self, reference: np.ndarray, face: Face | None, frame: Framing, seed: int
+        self, reference: np.ndarray, faces: Sequence[Face | None], frame: Framing, seed: int
     ) -> EncodedReference:
         """The reference's encodings; those of the last few are remembered."""
-        key = reference_key(reference, face, frame, seed)
+        key = reference_key(reference, faces, frame, seed)
         if key not in self._encoded:
-            found = encode_reference(self.animator, self.encoder, reference, face, frame, seed)
+            found = encode_reference(self.animator, self.encoder, reference, faces, frame, seed)
             self._encoded[key] = found
             if len(self._encoded) > ENCODED:
                 self._encoded.popitem(last=False)
@@ -372,7 +376,12 @@ class AnimationPipeline:
     ) -> Callable[[int], list[Window]]:
         """Bring the states to the clean latents; returns the windows of a step."""
         sampling = settings.sampling
-        plan = partial(plan_windows, len(poses), self.config.num_frames, settings.windows)
+        every = settings.speed.cache_every
+
+        def plan(step: int) -> list[Window]:
+            start = step - step % every  # windows stay while features are taken from the cache
+            return plan_windows(len(poses), self.config.num_frames, settings.windows, start)
+
         denoisers = [
             GuidedDenoiser(
                 animator,
@@ -384,7 +393,7 @@ class AnimationPipeline:
         ]
         on_step, on_work = told
         sample(
-            WindowedDenoiser(denoisers, plan, settings.windows.batch, settings.speed.cache_every),
+            WindowedDenoiser(denoisers, plan, settings.windows.batch, every),
             states,
             sampling.levels(),
             sampling,
@@ -427,4 +436,26 @@ def _moved(conditions: Conditions, poses: PoseImages, animator: Animator) -> Con
         PoseFeatures(animator.pose_net, poses),
         conditions.reference.to(place),
         conditions.time_ids.to(place),
+        None if conditions.regions is None else conditions.regions.to(place),
+    )
+
+
+def _faces_of(
+    reference: Pose, alignment: Retargeted, face: Face | None, faces: Sequence[Face]
+) -> dict[int, Face]:
+    """Faces of the picture's people, by the person's number; the main person is the first."""
+    if len(alignment.people) < 2:
+        # Whoever is animated alone has the face that was chosen.
+        return {} if face is None else {alignment.main.reference: face}
+    return faces_of_people(reference.keypoints, reference.score, faces, face)
+
+
+def _regions(alignment: Retargeted, poses: PoseImages, latents: Tensor) -> ClipRegions | None:
+    """Whose place is where, in the order of the people that are animated."""
+    if len(alignment.people) < 2:
+        return None
+    people = [person.driving for person in alignment.people]
+    place = latents.shape[-2], latents.shape[-1]
+    return ClipRegions(
+        poses.keypoints[:, people], poses.score[:, people], place, poses.threshold, latents.device
     )

@@ -157,7 +157,7 @@ def sample(
                 slope = (x - predicted.read(frames)) / sigma
                 correction = (ahead - corrected.read(frames)) / target
                 coming.write(frames, x + (target - sigma) * (slope + correction) / 2)
-        states.commit()
+        states.commit(last=step == len(sigmas) - 2)
         if on_step is not None:
             on_step(step)
 

@@ -4,7 +4,7 @@ A clip is worked through a few frames at a time, so what is kept here is all tha
 length. In a work folder it is kept in files that are read and written frame by frame: they take no
 memory of the process, and outlive it. After each step the new latents are synced to disk and only
 then does `state.json` name the step, so a run that is killed at any moment is continued from the
-last whole step; two files take turns, so that a half-written step spoils nothing.
+last whole step; files take turns, so that a half-written step spoils nothing.
 
 Shapes: T frames of a clip, t of a portion, C latent channels, h w latent size.
 """
@@ -27,7 +27,7 @@ from torch import Tensor
 from inference.outputs import FolderLock, read_json, sync, write_json
 from pipelines.shards import write_atomic
 
-FORMAT = 1  # of a work folder; another one's states are not continued
+FORMAT = 2  # of a work folder; another one's states are not continued
 STATE, CONDITIONS, LOCK = "state.json", "conditions.safetensors", "lock"
 _BYTES = 4  # of a float32
 
@@ -122,6 +122,8 @@ class ClipStates:
         folder: where the states are kept; None keeps them in the memory of the process.
         identity: of everything that the states depend on; states of another are not continued.
         replace: what to do with a folder of another identity: start afresh, or refuse it.
+        every: steps after which a run can be continued, where those between depend on what is not
+            kept here.
 
     Raises:
         WorkFolderError: for a folder with the states of another request, and for one that holds
@@ -136,13 +138,22 @@ class ClipStates:
         identity: str = "",
         *,
         replace: bool = False,
+        every: int = 1,
     ):
+        self._every = every
+        self._slot = 0  # of the current latents
+        self._safe: int | None = None  # the slot that the folder's state names
         self.shape = tuple(shape)
         self.folder = folder
         self.step = 0  # steps that are done
         self._frames: dict[str, HostFrames | FileFrames] = {}
         self._lock: FolderLock | None = None
-        self._about = {"format": FORMAT, "identity": identity, "shape": list(self.shape)}
+        self._about = {
+            "format": FORMAT,
+            "identity": identity,
+            "shape": list(self.shape),
+            "every": every,
+        }
         if folder is not None:
             self._open(folder, replace)
 
@@ -152,12 +163,16 @@ class ClipStates:
     @property
     def current(self) -> Frames:
         """The latents after `step` steps."""
-        return self.room(f"latents-{self.step % 2}")
+        return self.room(f"latents-{self._slot}")
 
     @property
     def coming(self) -> Frames:
         """Where the latents of the next step are written."""
-        return self.room(f"latents-{(self.step + 1) % 2}")
+        return self.room(f"latents-{self._next_slot}")
+
+    @property
+    def _next_slot(self) -> int:
+        return min({0, 1, 2} - {self._slot, self._safe})
 
     def room(self, name: str) -> Frames:
         """Frames for use within a step; they hold what was last written, if anything."""
@@ -183,13 +198,17 @@ class ClipStates:
         write_atomic(path, save({name: v.cpu().contiguous() for name, v in conditions.items()}))
         return conditions
 
-    def commit(self) -> None:
-        """What is `coming` is whole and becomes `current`."""
+    def commit(self, *, last: bool = False) -> None:
+        """What is `coming` is whole and becomes `current`; `last` says that no step follows."""
         coming = self.coming
-        if self.folder is not None:
+        if self.folder is not None and (last or (self.step + 1) % self._every == 0):
             assert isinstance(coming, FileFrames)
             coming.sync()
-            write_json(self.folder / STATE, {**self._about, "step": self.step + 1})
+            state = {**self._about, "step": self.step + 1, "latents": self._next_slot}
+            write_json(self.folder / STATE, state)
+            self._slot = self._safe = self._next_slot
+        else:
+            self._slot = self._next_slot
         self.step += 1
 
     def close(self) -> None:
@@ -216,6 +235,7 @@ class ClipStates:
                 self._refuse_foreign(folder)
             elif all(found.get(name) == value for name, value in self._about.items()):
                 self.step = int(found["step"])
+                self._slot = self._safe = int(found["latents"])
             elif not replace:
                 raise WorkFolderError(
                     f"{folder}: holds the unfinished states of another request; finish that one, "
@@ -264,13 +284,19 @@ class WorkPlace:
 
 
 def open_states(
-    shape: Sequence[int], work: WorkPlace | None, about: Any, inputs: Sequence[np.ndarray | None]
+    shape: Sequence[int],
+    work: WorkPlace | None,
+    about: Any,
+    inputs: Sequence[np.ndarray | None],
+    *,
+    every: int = 1,
 ) -> ClipStates:
     """States in the memory of the process, or in a work folder, continued where they are there.
 
     Args:
         about: plain values that the states depend on.
         inputs: arrays that they depend on.
+        every: see `ClipStates`.
 
     Raises:
         WorkFolderError, FolderInUseError: see `ClipStates`.
@@ -283,4 +309,4 @@ def open_states(
         if array is not None:
             digest.update(repr((array.shape, array.dtype.str)).encode())
             digest.update(np.ascontiguousarray(array).data)
-    return ClipStates(shape, work.folder, digest.hexdigest(), replace=work.replace)
+    return ClipStates(shape, work.folder, digest.hexdigest(), replace=work.replace, every=every)

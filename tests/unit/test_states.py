@@ -78,6 +78,30 @@ def test_a_run_that_was_ended_anywhere_ends_in_the_same_bits(tmp_path, calls):
     assert torch.equal(resumed, run(ClipStates(SHAPE)))
 
 
+@pytest.mark.parametrize("calls", [3, 9, 14, 19, 22])
+def test_a_run_whose_steps_lean_on_earlier_ones_is_continued_where_none_does(tmp_path, calls):
+    def leaning(read, sigma, step):
+        if step % 2 == 0:
+            memory[0] = read([3]).mean()
+        yield range(9), (read(range(9)) + memory[0]) / (1 + sigma**2)
+
+    def lean(states, on_work=None):
+        noise = ClipNoise(1, SHAPE[1:])
+        sample(leaning, states, SIGMAS, CONFIG, noise, portion=3, on_work=on_work)
+        return states.current.read(range(9))
+
+    memory = [torch.tensor(0.0)]
+    whole = lean(ClipStates(SHAPE))
+    states = ClipStates(SHAPE, tmp_path / "work", every=2)
+    with pytest.raises(KilledError):
+        lean(states, kill_after(calls))
+    states.close()
+    memory[0] = torch.tensor(torch.nan)
+    again = ClipStates(SHAPE, tmp_path / "work", every=2)
+    assert again.step % 2 == 0
+    assert torch.equal(lean(again), whole)
+
+
 def test_what_a_kill_leaves_half_written_is_not_believed(tmp_path):
     folder = tmp_path / "work"
     states = ClipStates(SHAPE, folder, "a request")
