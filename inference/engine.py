@@ -19,7 +19,7 @@ from inference.perception import AnimationError, Perception, check_inputs
 from inference.perception_cache import RememberingPerception
 from inference.pipeline import AnimationPipeline
 from inference.requests import AnimationRequest
-from inference.seams import SeamMeter, layouts_of
+from inference.seams import SeamMeter, pose_motion
 from inference.stages import Timings
 from inference.states import WorkPlace
 from pipelines.faces import Face
@@ -198,10 +198,12 @@ class AnimationEngine:
 
     def _meter(self, stream: AnimationStream, image: np.ndarray, face: Face | None) -> SeamMeter:
         """What watches the frames for seams and drift."""
-        encoder = self.pipeline.encoder
-        layouts = layouts_of(stream.plan, stream.settings.sampling.steps, stream.decoded_spans())
-        if face is None or len(next(iter(layouts.values()))) < 2:
-            return SeamMeter(len(stream), layouts)
+        encoder, poses = self.pipeline.encoder, stream.poses
+        windows = [w.frames for w in stream.plan(stream.settings.sampling.steps - 1)]
+        decoded = stream.decoded_spans()
+        motion = pose_motion(poses.keypoints, poses.score, poses.threshold)
+        if face is None or len(windows) < 2:
+            return SeamMeter(windows, decoded, motion=motion)
         reference = encoder.face_embedding(image, face).numpy()
 
         def likeness(embedding: np.ndarray) -> float:
@@ -212,7 +214,7 @@ class AnimationEngine:
             found = [encoder.face_embedding(frame, one).numpy() for one in faces]
             return max(found, key=likeness, default=None)
 
-        return SeamMeter(len(stream), layouts, identify, reference)
+        return SeamMeter(windows, decoded, motion=motion, identify=identify, reference=reference)
 
     def _write(
         self,

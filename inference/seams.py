@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from inference.windows import Window
-
 GOAL = 1.1  # seam score up to which a seam is no more than motion
 COLOUR_LIMIT = 16.0  # grey levels of 255
 IDENTITY_LIMIT = 0.2  # of cosine similarity
@@ -39,23 +37,19 @@ def seams_of(num_frames: int, spans: Spans) -> tuple[list[int], list[int]]:
     return ([t for t in pairs if t not in chosen], inside) if inside else ([], [])
 
 
-def layouts_of(
-    plan: Callable[[int], Sequence[Window]], steps: int, decoded: Spans
-) -> dict[str, Spans]:
-    """Where the windows of a video lay: in the last step, in the steps before, in decoding.
+def pose_motion(keypoints: np.ndarray, score: np.ndarray, threshold: float) -> np.ndarray:
+    """How far the main person's joints move from frame to frame, on average; `(T - 1,)`.
 
     Args:
-        plan: the windows of a step.
-        decoded: first and last + 1 frame of each window of the decoder.
+        keypoints: `(T, P, K, 2)`, the main person first.
+        score: `(T, P, K)`; joints below `threshold` are not seen and do not count.
     """
-    layouts: dict[str, Spans] = {"sampling": [window.frames for window in plan(steps - 1)]}
-    for step in range(steps - 1):
-        spans = [window.frames for window in plan(step)]
-        if spans not in layouts.values():
-            layouts[f"sampling, step {step + 1}"] = spans
-    if len(decoded) > 1:
-        layouts["decoding"] = [range(start, stop) for start, stop in decoded]
-    return layouts
+    if not keypoints.shape[1]:
+        return np.zeros(max(len(keypoints) - 1, 0))
+    seen = score[:, 0] >= threshold
+    both = (seen[1:] & seen[:-1]).astype(np.float64)
+    moved = np.linalg.norm(np.diff(keypoints[:, 0], axis=0), axis=-1)
+    return (np.where(both > 0, moved, 0)).sum(-1) / np.maximum(both.sum(-1), 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,23 +86,28 @@ class SeamMeter:
     """Looks at the frames of a video as they are written.
 
     Args:
-        layouts: by name, the frames of the windows that the video was made in, one layout a name;
-            several layouts of one kind are told apart by their names. The first one's windows are
-            what drift is measured over.
+        windows: the frames of each window of the last step, in which details are settled.
+        decoded: first and last + 1 frame of what was decoded together.
+        motion: how much the person moves from frame to frame, `(T - 1,)`: a seam that lies in a
+            quick movement is no worse for it.
         identify: embeds the main face of a frame; it is asked once a window at most.
         reference: the embedding that the faces should have.
     """
 
     def __init__(
         self,
-        num_frames: int,
-        layouts: dict[str, Spans],
+        windows: Spans,
+        decoded: Sequence[tuple[int, int]] = (),
+        *,
+        motion: np.ndarray | None = None,
         identify: Identify | None = None,
         reference: np.ndarray | None = None,
     ):
-        self._num_frames = num_frames
-        self._layouts = layouts
-        self._windows = list(next(iter(layouts.values()), []))
+        self._layouts: dict[str, Spans] = {"sampling": windows}
+        if len(decoded) > 1:
+            self._layouts["decoding"] = [range(start, stop) for start, stop in decoded]
+        self._windows = list(windows)
+        self._motion = motion
         self._identify = identify
         self._reference = reference
         every = -(-len(self._windows) // MOST_FACES)
@@ -135,25 +134,16 @@ class SeamMeter:
     def record(self) -> dict[str, Any]:
         """For the JSON beside a video; empty for a video of one window.
 
-        `score` is that of the first layout, `worst` the highest of all; `colour_drift` the largest
-        difference of a window's mean colour to the first window's; `identity` the faces'
-        similarity to the reference in the first and last window that show one, and the lowest.
+        `sampling` and `decoding` are the seam scores of the windows of either: `score` is
+        `at_seams` over `inside`, and `motion` the same ratio of how much the person moves, so what
+        to expect where there are no seams. `colour_drift` is the largest difference of a window's
+        mean colour to the first window's; `identity` the faces' similarity to the reference in the
+        first and last window that show one, and the lowest.
         """
-        differences = np.array(self._differences)
-        scores = {name: SeamScore.of(differences, spans) for name, spans in self._layouts.items()}
-        known = {name: score for name, score in scores.items() if score is not None}
-        if len(self._windows) < 2 and not known:
+        scores = {name: row for name, spans in self._layouts.items() if (row := self._row(spans))}
+        if len(self._windows) < 2 and not scores:
             return {}
-        record: dict[str, Any] = {"windows": len(self._windows)}
-        if known:
-            name, first = next(iter(known.items()))
-            record |= {
-                "score": round(first.ratio, 4),
-                "at_seams": round(first.at_seams, 4),
-                "inside": round(first.inside, 4),
-                "worst": round(max(score.ratio for score in known.values()), 4),
-                "of": name,
-            }
+        record = {"windows": len(self._windows), **scores}
         record["colour_drift"] = round(self._colour_drift(), 3)
         if self._similarity:
             record["identity"] = {
@@ -164,15 +154,32 @@ class SeamMeter:
             }
         return record
 
+    def _row(self, spans: Spans) -> dict[str, float]:
+        score = SeamScore.of(np.array(self._differences), spans)
+        if score is None:
+            return {}
+        row: dict[str, float] = {
+            "score": round(score.ratio, 4),
+            "at_seams": round(score.at_seams, 4),
+            "inside": round(score.inside, 4),
+            "seams": score.seams,
+        }
+        moved = None if self._motion is None else SeamScore.of(self._motion, spans)
+        if moved is not None and moved.inside > 0:
+            row["motion"] = round(moved.ratio, 4)
+        return row
+
     def warnings(self) -> list[str]:
         """What is worth saying of the video, for its record."""
         record, found = self.record(), []
-        worst = record.get("worst", 0.0)
-        if worst > GOAL and len(self._windows) > 1:
-            found.append(
-                f"frames differ {worst:.2f} times as much where windows meet as within them "
-                f"(up to {GOAL} is no more than motion): more windows.overlap makes it less"
-            )
+        for name in self._layouts:
+            row = record.get(name, {})
+            if row.get("score", 0.0) > GOAL * max(1.0, row.get("motion", 1.0)):
+                found.append(
+                    f"frames differ {row['score']:.2f} times as much where the windows of {name} "
+                    f"meet as within them (up to {GOAL} is no more than motion): a larger "
+                    "windows.overlap makes seams of sampling softer"
+                )
         if record.get("colour_drift", 0.0) > COLOUR_LIMIT:
             found.append(
                 f"colours drift by up to {record['colour_drift']:.0f} of 255 levels over the video"

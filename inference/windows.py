@@ -12,6 +12,7 @@ from torch import Tensor
 
 Shift = Literal["none", "half", "golden"]
 Blend = Literal["triangular", "cosine", "flat"]
+LONG = 4  # windows
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -28,7 +29,7 @@ class WindowConfig:
 
     overlap: int | None = None  # frames that neighbours share; None is a quarter of a window
     anchor_first: bool = False
-    shift: Shift = "none"
+    shift: Shift = "golden"
     blend: Blend = "triangular"  # weights over a window, where several see a frame
     batch: int = 1  # windows that go through the network together
 
@@ -65,7 +66,9 @@ def windows_of(
     if num_frames <= window:
         return [tuple(range(num_frames))]
     stride, last = window - overlap, num_frames - window
-    first = stride - _shifted(config.shift, stride, step)
+    # One window more to shift them freely is little in a long clip, and much in a short one.
+    room = stride if last >= LONG * stride else -last % stride + 1
+    first = stride - _shifted(config.shift, room, step)
     starts = sorted({0, *range(first, last, stride), last})
     spans = [tuple(range(start, start + window)) for start in starts]
     if config.anchor_first and window > 1:
@@ -79,11 +82,11 @@ def windows_of(
     return spans
 
 
-def _shifted(shift: Shift, stride: int, step: int) -> int:
-    """How far the windows of a step are moved towards the clip's beginning: 0 to stride - 1."""
+def _shifted(shift: Shift, room: int, step: int) -> int:
+    """How far the windows of a step are moved towards the clip's beginning: 0 to room - 1."""
     if shift == "half":
-        return step % 2 * (stride // 2)
-    return math.floor(step * _GOLDEN % 1 * stride) if shift == "golden" else 0
+        return step % 2 * (room // 2)
+    return math.floor(step * _GOLDEN % 1 * room) if shift == "golden" else 0
 
 
 def weights_of(blend: Blend, window: int) -> Tensor:

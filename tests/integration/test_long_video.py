@@ -103,8 +103,8 @@ def test_eight_times_the_length_takes_no_more_memory_and_is_scored(model, clips,
     info = probe(tmp_path / f"{LENGTHY}.mp4")
     assert info.num_frames == LENGTHY
     seams = found[LENGTHY]["seams"]
-    assert seams["windows"] == 85
-    assert 0.3 < seams["score"] < 3
+    assert seams["windows"] in (85, 86)
+    assert 0.3 < seams["sampling"]["score"] < 3
     assert seams["colour_drift"] >= 0
 
 

@@ -149,6 +149,16 @@ def test_shifted_windows_meet_in_other_frames_from_step_to_step():
     assert windows_of(100, 16, still, 5) == windows_of(100, 16, still)
 
 
+@pytest.mark.parametrize("shift", ["half", "golden"])
+def test_shifting_costs_one_window_of_a_long_clip_and_none_of_a_short_one(shift):
+    for frames in range(9, 80):
+        config = WindowConfig(overlap=2, shift=shift)
+        least = len(windows_of(frames, 8, dataclasses.replace(config, shift="none")))
+        for step in range(8):
+            most = least + (frames - 8 >= 4 * 6)
+            assert least <= len(windows_of(frames, 8, config, step)) <= most
+
+
 def test_short_clips_are_one_window():
     (window,) = plan_windows(5, 8, WindowConfig(shift="half"), step=1)
     assert window.frames == (0, 1, 2, 3, 4)

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from inference.seams import SeamMeter, layouts_of, seams_of
-from inference.windows import WindowConfig, plan_windows
+from inference.seams import SeamMeter, pose_motion, seams_of
 
 WINDOWS = [range(0, 12), range(8, 20), range(16, 28), range(24, 36)]
 FRAMES = 36
@@ -20,7 +19,7 @@ def moving(frames: int = FRAMES, cuts: tuple[int, ...] = (), step: float = 2.0) 
 
 
 def measured(frames: np.ndarray, windows=WINDOWS, **options) -> SeamMeter:
-    meter = SeamMeter(len(frames), {"sampling": windows}, **options)
+    meter = SeamMeter(windows, **options)
     for frame in frames:
         assert meter.add(frame) is frame
     return meter
@@ -29,7 +28,7 @@ def measured(frames: np.ndarray, windows=WINDOWS, **options) -> SeamMeter:
 def test_even_motion_scores_one_and_is_no_reason_to_warn():
     meter = measured(moving(step=0.5))
     record = meter.record()
-    assert record["score"] == pytest.approx(1, abs=0.05)
+    assert record["sampling"]["score"] == pytest.approx(1, abs=0.05)
     assert record["windows"] == 4
     assert record["colour_drift"] > 10
     assert not meter.warnings()
@@ -39,15 +38,15 @@ def test_a_hard_cut_between_windows_is_a_bad_score_and_is_said():
     apart = [range(0, 12), range(12, 24), range(24, 36)]
     meter = measured(moving(cuts=(12, 24), step=1.0), apart)
     record = meter.record()
-    assert record["at_seams"] == pytest.approx(31, abs=1)
-    assert record["inside"] == pytest.approx(1, abs=0.1)
-    assert record["score"] > 20
-    assert any("where windows meet" in text for text in meter.warnings())
+    assert record["sampling"]["at_seams"] == pytest.approx(31, abs=1)
+    assert record["sampling"]["inside"] == pytest.approx(1, abs=0.1)
+    assert record["sampling"]["score"] > 20
+    assert any("windows of sampling meet" in text for text in meter.warnings())
     assert any("colours drift" in text for text in meter.warnings())
 
 
 def test_a_cut_within_a_window_is_no_seam():
-    assert measured(moving(cuts=(6, 14, 22), step=1.0)).record()["score"] < 0.3
+    assert measured(moving(cuts=(6, 14, 22), step=1.0)).record()["sampling"]["score"] < 0.3
 
 
 def test_the_whole_overlap_of_two_windows_is_a_seam():
@@ -58,23 +57,30 @@ def test_the_whole_overlap_of_two_windows_is_a_seam():
     assert seams_of(4, [range(0, 4), range(0, 4)]) == ([], [])
 
 
-def test_windows_that_are_shifted_and_those_of_the_decoder_are_scored_too():
-    config = WindowConfig(overlap=4, shift="golden")
-
-    def plan(step: int):
-        return plan_windows(100, 16, config, step)
-
-    layouts = layouts_of(plan, 4, [(0, 60), (50, 100)])
-    assert [*layouts] == [
-        "sampling", "sampling, step 1", "sampling, step 2", "sampling, step 3", "decoding"
-    ]  # fmt: skip
-    meter = SeamMeter(100, layouts)
-    for frame in moving(100, cuts=(55,), step=0.5):
-        meter.add(frame)
+def test_windows_of_the_decoder_have_a_score_of_their_own():
+    meter = measured(moving(cuts=(18,), step=0.5), decoded=[(0, 20), (16, 36)])
     record = meter.record()
-    assert record["worst"] > record["score"]
-    still = WindowConfig(overlap=4)
-    assert len(layouts_of(lambda step: plan_windows(100, 16, still, step), 9, [(0, 100)])) == 1
+    assert record["sampling"]["score"] != record["decoding"]["score"] > 5
+    assert any("windows of decoding" in text for text in meter.warnings())
+    assert "decoding" not in measured(moving(), decoded=[(0, 36)]).record()
+
+
+def test_a_quick_movement_where_windows_meet_is_no_seam():
+    seams, _ = seams_of(FRAMES, WINDOWS)
+    points = np.zeros((FRAMES, 1, 18, 2))
+    for pair in seams:
+        points[pair + 1 :] += 0.01
+    points[:, :, 0] = np.arange(FRAMES).reshape(-1, 1, 1)  # a joint that is not seen
+    score = np.ones((FRAMES, 1, 18))
+    score[:, :, 0] = 0
+    motion = pose_motion(points, score, 0.3)
+    assert np.flatnonzero(motion > 1e-6).tolist() == seams
+    motion += 0.0005
+    jumps = moving(cuts=tuple(pair + 1 for pair in seams[:4]), step=0.5)
+    assert measured(jumps).warnings()
+    meter = measured(jumps, motion=motion)
+    assert meter.record()["sampling"]["motion"] > meter.record()["sampling"]["score"] > 1.1
+    assert not any("meet" in text for text in meter.warnings())
 
 
 def test_a_face_that_turns_into_another_is_said():
