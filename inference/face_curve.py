@@ -51,8 +51,8 @@ class FaceCurve:
     def record(self) -> dict[str, Any]:
         """Losses by step and iteration, similarities at the begin and at the end, seconds.
 
-        The mean loss of an iteration is over the faces that it measured: where a portion stopped
-        early, the later iterations are those of the others.
+        The mean loss of an iteration is over the faces that it measured, None where there was no
+        number: where a portion stopped early, the later iterations are those of the others.
         """
         steps = []
         for step, losses in sorted(self._loss.items()):
@@ -60,7 +60,9 @@ class FaceCurve:
             steps.append(
                 {
                     "step": step,
-                    "loss": [round(losses[i] / faces[i], 5) for i in sorted(losses)],
+                    "loss": [
+                        round(losses[i] / faces[i], 5) if faces[i] else None for i in sorted(losses)
+                    ],
                     "faces": faces[0],
                     "seconds": round(self._seconds[step], 3),
                 }
@@ -69,7 +71,7 @@ class FaceCurve:
             "steps": steps,
             "seconds": round(sum(self._seconds.values()), 3),
         }
-        if steps:
+        if steps and steps[0]["loss"][0] is not None:
             record["similarity_first"] = round(1 - steps[0]["loss"][0], 4)
         if self._end[1]:
             record["similarity_last"] = round(1 - self._end[0] / self._end[1], 4)

@@ -178,7 +178,7 @@ class FaceOptimizer:
                 self.on_iteration(step)
                 if len(latest) == len(chunks) and (iteration + 1) * share % len(chunks) < share:
                     total = sum(loss for loss, _ in latest.values())
-                    now = total / sum(count for _, count in latest.values())
+                    now = total / max(1, sum(count for _, count in latest.values()))
                     if before is not None and before - now < self.config.min_gain:
                         break
                     before = now
@@ -186,6 +186,7 @@ class FaceOptimizer:
         if step == min(self.config.steps, self.num_steps) - 1:
             with torch.no_grad():
                 losses = torch.cat([self._losses(piece, refined) for piece in pieces])
+            losses = losses[losses.isfinite()]
             self.curve.end(float(losses.sum()), len(losses))
         return refined.to(latents.dtype)
 
@@ -227,7 +228,8 @@ class FaceOptimizer:
         for face in pieces:
             losses = self._losses(face, copies)
             (losses.sum() * LOSS_SCALE).backward()
-            total, count = total + float(losses.detach().sum()), count + len(losses)
+            known = losses.detach()[losses.isfinite()]  # half precision may have overflowed
+            total, count = total + float(known.sum()), count + len(known)
         return total, count
 
     def _losses(self, face: FacePiece, latents: Sequence[Tensor] | Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Predictions steered towards a face: what rises, what stays as it is, and when it stops."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,8 @@ def test_gradients_that_are_no_numbers_move_nothing():
     refined = run.refine(latents, torch.arange(4), 0)
     assert torch.equal(refined[0].isnan().any(), torch.tensor(False))
     assert run.record()["skipped_gradients"] == 4
+    assert run.record()["steps"][0]["faces"] == 3
+    json.dumps(run.record(), allow_nan=False)
     unchanged = refined[1].isnan() | (refined[1] == latents[1])
     assert bool(unchanged.all())
 
