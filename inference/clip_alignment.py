@@ -38,6 +38,9 @@ class AlignmentSettings:
     max_scale: float = 4.0  # factor either way
     max_rotation: float = 60.0  # degrees either way
     keep_aligned: bool = True  # leave poses that need no alignment as they are
+    # Of several: which person of the picture each person of the clip becomes, both from left to
+    # right, the picture's counted from 1. None: in the same order.
+    people: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_scale <= 100:

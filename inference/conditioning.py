@@ -6,6 +6,7 @@ E face embedding.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -165,7 +166,7 @@ class ReferenceEncoder(nn.Module):
 class EncodedReference:
     """What a reference alone decides of the conditions, whatever drives it."""
 
-    context: Tensor  # (1, 1 + F, D): image token and F face tokens
+    context: Tensor  # (1, 1 + P·F, D): image token and F face tokens a person
     latents: Tensor  # (1, C, h, w)
 
 
@@ -174,7 +175,7 @@ def encode_reference(
     animator: Animator,
     encoder: ReferenceEncoder,
     reference: np.ndarray,
-    face: Face | None,
+    faces: Sequence[Face | None],
     frame: Framing,
     seed: int,
 ) -> EncodedReference:
@@ -182,31 +183,46 @@ def encode_reference(
 
     Args:
         reference: uint8 RGB `(H0, W0, 3)`.
-        face: in the reference, or None where it has none.
+        faces: of each person, in the order of their regions, or None who has none.
         frame: how it is fitted into the model's size.
         seed: of the noise that the model's configuration adds to it.
     """
     place = next(animator.parameters()).device
     framed = frame.image(reference)
     image = to_tensor(framed)[None].to(place)
-    if face is not None and not encoder.needs_full_frames:
-        face = replace(face, box=frame.boxes(face.box))
-    whole = encoder.needs_full_frames
-    embedding = encoder.face_embedding(reference if whole else framed, face)
+    embeddings = [_embedding(encoder, reference, framed, face, frame) for face in faces]
     native = encoder.token_takes_native
     token = encoder.image_token(to_tensor(reference)[None].to(place) if native else image)
-    context = animator.context(token, embedding[None].to(place))
+    context = animator.context_of_people(token, torch.stack(embeddings).to(place))
     noise = ClipNoise(seed, tuple(image.shape[1:]))(REFERENCE, [0]).to(image)
     noisy = image + encoder.config.noise_augmentation * noise
     return EncodedReference(context, encoder.reference_latents(noisy).float())
 
 
-def reference_key(reference: np.ndarray, face: Face | None, frame: Framing, seed: int) -> str:
+def _embedding(
+    encoder: ReferenceEncoder,
+    reference: np.ndarray,
+    framed: np.ndarray,
+    face: Face | None,
+    frame: Framing,
+) -> Tensor:
+    if encoder.needs_full_frames:
+        return encoder.face_embedding(reference, face)
+    if face is not None:
+        face = replace(face, box=frame.boxes(face.box))
+    return encoder.face_embedding(framed, face)
+
+
+def reference_key(
+    reference: np.ndarray, faces: Sequence[Face | None], frame: Framing, seed: int
+) -> str:
     """What tells one `encode_reference` of a model from another: a hash of all it depends on."""
     digest = hashlib.sha256(np.ascontiguousarray(reference).data)
     digest.update(repr((reference.shape, frame, seed)).encode())
-    for part in () if face is None else (face.box, face.landmarks):
-        digest.update(b"none" if part is None else np.asarray(part, np.float64).tobytes())
+    for face in faces:
+        digest.update(b"face")
+        for part in () if face is None else (face.box, face.landmarks):
+            digest.update(b"none" if part is None else np.asarray(part, np.float64).tobytes())
     return digest.hexdigest()
 
 

@@ -122,6 +122,7 @@ class AnimationEngine:
         with timings.stage("perception"):
             progress(0.02, "finding the person")
             face = self.perception.face(request.reference, image, request.reference_face)
+            faces = self.perception.faces_in(request.reference, image)
             reference_pose = self.perception.reference(request.reference, image, face)
             progress(0.05, "reading the motion")
             frames = self.perception.frames(request.driving, info)
@@ -142,6 +143,7 @@ class AnimationEngine:
             driving_pose,
             fps=info.fps,
             face=face,
+            faces=faces,
             framing=framing,
             align=align,
             size=size,

@@ -3,7 +3,7 @@
 Shapes: P people, K keypoints, E embedding.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,8 @@ from inference.face_optimization import FaceOptimizer
 from inference.face_optimization_config import FaceOptimizationConfig
 from inference.face_places import ReferenceFace, places_of_faces
 from inference.face_similarity import FaceReader, arcface
-from inference.perception import HEAD, Pose
+from inference.people import faces_of_people
+from inference.perception import Pose
 from inference.retarget import Retargeted
 from pipelines.faces import Face
 from pipelines.framing import Framing
@@ -36,6 +37,7 @@ def open_face_optimizer(
     alignment: Retargeted,
     framing: Framing,
     num_steps: int,
+    faces: Mapping[int, Face] | None = None,
     on_iteration: Callable[[int], object] | None = None,
 ) -> Opened:
     """The optimiser of a clip's faces, or None and why.
@@ -47,6 +49,8 @@ def open_face_optimizer(
             those of the alignment.
         framing: how the picture lies in the frames that are made.
         num_steps: denoising steps.
+        faces: of the people of the picture, by their number; those of others than the main person
+            are looked for where they are not given.
         on_iteration: called with the step after each iteration; may raise to stop.
     """
     if config.mode == "auto":
@@ -63,9 +67,10 @@ def open_face_optimizer(
     if reader.by == "landmarks" and not np.isfinite(face.landmarks).all():
         return None, "the reference's face was found without eyes, nose and mouth"
     people = _people(reference_pose)
-    faces = {0: face}
-    if encoder.recogniser is not None and len(alignment.people) > 1:
-        faces = _owners(people, encoder.recogniser.detect(picture), face)
+    if faces is None:
+        faces = {0: face}
+        if encoder.recogniser is not None and len(alignment.people) > 1:
+            faces = faces_of_people(*people, encoder.recogniser.detect(picture), face)
     targets = torch.zeros(driving_pose.score.shape[1], 0)
     references: dict[int, ReferenceFace] = {}
     for pair in alignment.people:
@@ -144,19 +149,3 @@ def _people(pose: Pose) -> tuple[np.ndarray, np.ndarray]:
     if pose.keypoints.ndim == 2:
         return pose.keypoints[None], pose.score[None]
     return pose.keypoints, pose.score
-
-
-def _owners(
-    people: tuple[np.ndarray, np.ndarray], faces: Sequence[Face], main: Face
-) -> dict[int, Face]:
-    """Faces by the person whose head is nearest; the main person has the main face."""
-    keypoints, score = (part[:, HEAD] for part in people)
-    owners = {0: main}
-    for face in faces:
-        centre = (face.box[:2] + face.box[2:]) / 2
-        away = np.linalg.norm(keypoints - centre, axis=-1)
-        away = np.where(score > 0, away, np.inf).min(1)
-        person = int(away.argmin())
-        if away[person] <= float((face.box[2:] - face.box[:2]).max()):
-            owners.setdefault(person, face)
-    return owners

@@ -83,6 +83,10 @@ class Regions(Protocol):
         """Those of some frames, on the animator's device."""
         ...
 
+    def to(self, device: torch.device, /) -> "Regions":
+        """The same for an animator on another device."""
+        ...
+
 
 @dataclass(frozen=True)
 class Conditions:

@@ -10,7 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from animator.keypoints import BODY, KEYPOINT_NAMES, VISIBLE
+from animator.keypoints import BODY, VISIBLE
+from inference.people import HEAD
 from inference.small_frames import SmallFrames
 from pipelines.faces import Face, FaceBackend, open_face_backend
 from pipelines.pose import PoseTrack
@@ -21,8 +22,6 @@ from pipelines.video import VideoInfo, VideoLimits, probe
 PERCEPTION_SIDE = 640  # pixels; people and faces are looked for at this size
 MAX_FRAMES = 3000
 _LIMITS = VideoLimits(max_frames=20 * MAX_FRAMES)
-_HEAD_NAMES = ("nose", "right_eye", "left_eye", "right_ear", "left_ear")
-HEAD = [KEYPOINT_NAMES.index(name) for name in _HEAD_NAMES]
 
 
 class AnimationError(ValueError):
@@ -78,6 +77,10 @@ class Perception:
             f"{'was' if len(faces) == 1 else 'were'} found ({self.faces.name}); they are counted "
             "from 1, the largest."
         )
+
+    def faces_in(self, path: Path, image: np.ndarray) -> list[Face]:
+        """All faces of a picture, largest first."""
+        return self.faces.detect(_shrink(image))
 
     def reference(self, path: Path, image: np.ndarray, face: Face | None) -> Pose:
         """The people of the picture `(P, K, 2)`, the one with the face, or the largest, first.

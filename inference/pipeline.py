@@ -5,13 +5,14 @@ Shapes: T frames, P people, N = 18 keypoints, H W output size, C latent channels
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from animator.alignment import AlignmentBlock
 from animator.alignment_weights import AUTO, open_alignment
@@ -31,9 +32,11 @@ from inference.face_setup import open_face_optimizer
 from inference.guidance import Conditions, GuidanceConfig, GuidedDenoiser
 from inference.noise import ClipNoise
 from inference.parallel import WindowedDenoiser, replicas
+from inference.people import faces_of_people
 from inference.perception import Pose
 from inference.pose_features import PoseFeatures, PoseImages
-from inference.retarget import Retargeted, retarget, unaligned
+from inference.regions import ClipRegions
+from inference.retarget import Retargeted, matched, retarget, unaligned
 from inference.sampler import PORTION, Refiner, SamplerConfig, sample
 from inference.speed import SpeedConfig, prepare
 from inference.stages import Timings
@@ -179,6 +182,7 @@ class AnimationPipeline:
         *,
         fps: float,
         face: Face | None = None,
+        faces: Sequence[Face] = (),
         framing: str = "pad",
         align: bool = True,
         size: tuple[int, int] | None = None,
@@ -202,6 +206,7 @@ class AnimationPipeline:
             driving_pose: keypoints `(T, P, N, 2)`.
             fps: of the driving clip.
             face: the reference's face, or None where it has none.
+            faces: all faces of the reference, for the others where several people are animated.
             framing: how the reference is fitted into the model's size: pad or crop.
             align: False draws the driving poses where they are.
             size: (height, width) of the frames the model works on; its own by default.
@@ -223,27 +228,26 @@ class AnimationPipeline:
         frame = fit(reference.shape[:2], size, framing)
         sizes = (reference_pose.size, driving_pose.size)
         thresholds = (reference_pose.threshold, driving_pose.threshold)
+        still = reference_pose.keypoints, reference_pose.score
+        moving = driving_pose.keypoints, driving_pose.score
         with timings.stage("alignment"):
-            alignment = (
-                retarget(
-                    self.alignment,
-                    (reference_pose.keypoints, reference_pose.score),
-                    (driving_pose.keypoints, driving_pose.score),
-                    sizes,
-                    thresholds,
-                    settings.alignment,
+            if align:
+                alignment = retarget(
+                    self.alignment, still, moving, sizes, thresholds, settings.alignment
                 )
-                if align
-                else unaligned(driving_pose.keypoints, sizes)
-            )
+            else:
+                pairs = matched(still, moving, sizes, thresholds, settings.alignment.people)
+                alignment = unaligned(driving_pose.keypoints, sizes, pairs)
+        owned = _faces_of(reference_pose, alignment, face, faces)
+        animated = [owned.get(person.reference) for person in alignment.people]
         with timings.stage("reference"):
-            encoded = self._encode(reference, face, frame, seed)
+            encoded = self._encode(reference, animated, frame, seed)
         given = (reference_pose.keypoints, reference_pose.score, driving_pose.keypoints)
         states = open_states(
             (len(driving_pose.score), *encoded.latents.shape[1:]),
             work,
             [to_dict(settings), seed, fps, size, framing, align, str(self.animator.dtype)],
-            [reference, None if face is None else face.box, *given, driving_pose.score],
+            [reference, *(one and one.box for one in animated), *given, driving_pose.score],
             # What steps leave to later ones is not kept with the latents.
             every=math.lcm(settings.speed.cache_every, settings.face.refresh),
         )
@@ -267,6 +271,7 @@ class AnimationPipeline:
             PoseFeatures(self.animator.pose_net, poses),
             kept["reference"],
             self.encoder.time_ids(fps, 1).to(self.device),
+            _regions(alignment, poses, kept["reference"]),
         )
         try:
             refine, optimizer, no_faces = None, None, ""
@@ -281,6 +286,7 @@ class AnimationPipeline:
                     alignment=alignment,
                     framing=frame,
                     num_steps=settings.sampling.steps,
+                    faces=owned,
                     on_iteration=on_work and (lambda i: on_work(i, settings.sampling.steps)),
                 )
                 if optimizer is not None:
@@ -342,12 +348,12 @@ class AnimationPipeline:
         self._prepared = speed.prepared
 
     def _encode(
-        self, reference: np.ndarray, face: Face | None, frame: Framing, seed: int
+        self, reference: np.ndarray, faces: Sequence[Face | None], frame: Framing, seed: int
     ) -> EncodedReference:
         """The reference's encodings; those of the last few are remembered."""
-        key = reference_key(reference, face, frame, seed)
+        key = reference_key(reference, faces, frame, seed)
         if key not in self._encoded:
-            found = encode_reference(self.animator, self.encoder, reference, face, frame, seed)
+            found = encode_reference(self.animator, self.encoder, reference, faces, frame, seed)
             self._encoded[key] = found
             if len(self._encoded) > ENCODED:
                 self._encoded.popitem(last=False)
@@ -427,4 +433,26 @@ def _moved(conditions: Conditions, poses: PoseImages, animator: Animator) -> Con
         PoseFeatures(animator.pose_net, poses),
         conditions.reference.to(place),
         conditions.time_ids.to(place),
+        None if conditions.regions is None else conditions.regions.to(place),
+    )
+
+
+def _faces_of(
+    reference: Pose, alignment: Retargeted, face: Face | None, faces: Sequence[Face]
+) -> dict[int, Face]:
+    """Faces of the picture's people, by the person's number; the main person is the first."""
+    if len(alignment.people) < 2:
+        # Whoever is animated alone has the face that was chosen.
+        return {} if face is None else {alignment.main.reference: face}
+    return faces_of_people(reference.keypoints, reference.score, faces, face)
+
+
+def _regions(alignment: Retargeted, poses: PoseImages, latents: Tensor) -> ClipRegions | None:
+    """Whose place is where, in the order of the people that are animated."""
+    if len(alignment.people) < 2:
+        return None
+    people = [person.driving for person in alignment.people]
+    place = latents.shape[-2], latents.shape[-1]
+    return ClipRegions(
+        poses.keypoints[:, people], poses.score[:, people], place, poses.threshold, latents.device
     )

@@ -12,6 +12,39 @@ from animator.keypoints import BODY, LIMBS
 PORTION = 16  # frames at a time
 
 
+class ClipRegions:
+    """The regions of a clip, made when they are asked for (`inference.guidance.Regions`).
+
+    Args:
+        keypoints, score, threshold: see `person_regions`; people in the order of the context.
+        size: (h, w) of the latents.
+        device: where they are wanted.
+    """
+
+    def __init__(
+        self,
+        keypoints: np.ndarray,
+        score: np.ndarray,
+        size: tuple[int, int],
+        threshold: float,
+        device: torch.device | str = "cpu",
+    ):
+        self.keypoints = keypoints
+        self.score = score
+        self.size = size
+        self.threshold = threshold
+        self.device = device
+
+    def __getitem__(self, frames: list[int], /) -> Tensor:
+        """Those of some frames, `(t, h, w)`."""
+        chosen = self.keypoints[frames], self.score[frames]
+        return person_regions(*chosen, self.size, self.threshold).to(self.device)
+
+    def to(self, device: torch.device) -> "ClipRegions":
+        """The same, wanted on another device."""
+        return ClipRegions(self.keypoints, self.score, self.size, self.threshold, device)
+
+
 def person_regions(
     keypoints: np.ndarray, score: np.ndarray, size: tuple[int, int], threshold: float
 ) -> Tensor:

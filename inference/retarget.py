@@ -4,6 +4,7 @@ Shapes: T frames, P people, K keypoints (18 or 128), N = 18 of them the body's. 
 of their frame; transforms are in isotropic coordinates (`animator.keypoints`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,14 +102,10 @@ def retarget(
         settings: of the alignment; one transform a clip by default.
     """
     settings = settings or AlignmentSettings()
-    (ref_h, ref_w), (drv_h, drv_w) = sizes
-    moving = torch.from_numpy(to_isotropic(driving[0].astype(np.float32), drv_w, drv_h))
-    still = _people(reference[0].astype(np.float32)[..., BODY, :], 3)
-    still = torch.from_numpy(to_isotropic(still, ref_w, ref_h))
-    still_seen = _seen(_people(reference[1][..., BODY], 2), still, thresholds[0])
-    moving_seen = _seen(driving[1][..., BODY], moving[:, :, BODY], thresholds[1])
+    ref_h, ref_w = sizes[0]
+    still, still_seen, moving, moving_seen = _seen_people(reference, driving, sizes, thresholds)
     frame = torch.tensor([[ref_h, ref_w]], dtype=torch.float32) / max(ref_h, ref_w)
-    pairs = match_people(still, still_seen, moving[:, :, BODY], moving_seen)
+    pairs = match_people(still, still_seen, moving[:, :, BODY], moving_seen, settings.people)
 
     people, transforms = [], {}
     for of_reference, of_driving in pairs:
@@ -126,11 +123,49 @@ def retarget(
     return Retargeted(keypoints, tuple(people), settings.per_frame)
 
 
-def unaligned(driving: np.ndarray, sizes: tuple[Size, Size]) -> Retargeted:
-    """Driving poses `(T, P, K, 2)` as they are: the same place in isotropic coordinates."""
+def unaligned(
+    driving: np.ndarray,
+    sizes: tuple[Size, Size],
+    pairs: Sequence[tuple[int, int]] = ((0, 0),),
+) -> Retargeted:
+    """Driving poses `(T, P, K, 2)` as they are: the same place in isotropic coordinates.
+
+    Args:
+        pairs: (reference person, driving person), the main pair first.
+    """
     (ref_h, ref_w), (drv_h, drv_w) = sizes
     points = from_isotropic(to_isotropic(driving, drv_w, drv_h), ref_w, ref_h)
-    return Retargeted(points, (PersonAlignment(method="none", frames=len(driving)),))
+    people = (
+        PersonAlignment(method="none", reference=still, driving=moving, frames=len(driving))
+        for still, moving in pairs
+    )
+    return Retargeted(points, tuple(people))
+
+
+def matched(
+    reference: Poses,
+    driving: Poses,
+    sizes: tuple[Size, Size],
+    thresholds: tuple[float, float],
+    order: Sequence[int] = (),
+) -> list[tuple[int, int]]:
+    """Who moves whom, as in `retarget`: (reference person, driving person), the main pair first."""
+    still, still_seen, moving, moving_seen = _seen_people(reference, driving, sizes, thresholds)
+    return match_people(still, still_seen, moving[:, :, BODY], moving_seen, order)
+
+
+def _seen_people(
+    reference: Poses, driving: Poses, sizes: tuple[Size, Size], thresholds: tuple[float, float]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Bodies of the reference `(P, N, 2)` and what is seen of them `(P, N)`; all points of the
+    driving people `(T, P, K, 2)` and what is seen of their bodies `(T, P, N)`."""
+    (ref_h, ref_w), (drv_h, drv_w) = sizes
+    moving = torch.from_numpy(to_isotropic(driving[0].astype(np.float32), drv_w, drv_h))
+    still = _people(reference[0].astype(np.float32)[..., BODY, :], 3)
+    still = torch.from_numpy(to_isotropic(still, ref_w, ref_h))
+    still_seen = _seen(_people(reference[1][..., BODY], 2), still, thresholds[0])
+    moving_seen = _seen(driving[1][..., BODY], moving[:, :, BODY], thresholds[1])
+    return still, still_seen, moving, moving_seen
 
 
 def _align(

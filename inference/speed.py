@@ -92,7 +92,10 @@ def repeated_blocks(animator: Animator) -> Iterable[nn.Module]:
 
 def _quantise(animator: Animator) -> None:
     try:
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+        from torchao.quantization import (  # pyright: ignore[reportMissingImports]
+            Int8WeightOnlyConfig,
+            quantize_,
+        )
     except ImportError:
         raise ValueError(
             "Got speed.linears int8, which needs the package torchao: "
