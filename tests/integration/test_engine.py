@@ -1,5 +1,6 @@
 """One animation from files to files: sound, rate, shape, record; and what is refused."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -11,10 +12,13 @@ from animator.alignment import AlignmentBlock
 from animator.config import AlignmentConfig
 from animator.weights import save_model
 from inference.engine import AnimationEngine, AnimationError
+from inference.provenance import ProvenanceError
 from inference.requests import AnimationRequest
 from infra.cli import main
 from pipelines.images import ImageError
+from pipelines.shards import sha256_file
 from pipelines.video import VideoError, decode, encode, probe
+from tests.unit.test_provenance import certificate
 from tests.unit.test_tasks import SMALL
 
 FRAMES, FPS = 7, 10.0
@@ -235,6 +239,37 @@ def test_conditions_are_encoded_once_a_clip_however_many_steps(model, files, tmp
     assert calls["pose_net"] == 1
 
 
+def test_a_reference_is_encoded_once_for_many_clips_and_another_anew(model, files, tmp_path):
+    engine = AnimationEngine(model)
+    calls = []
+    engine.pipeline.animator.face_encoder.register_forward_hook(lambda *_: calls.append(1))
+    outputs = [tmp_path / f"{name}.mp4" for name in "abc"]
+    engine.run(request(files, outputs[0]))
+    engine.run(request(files, outputs[1]))
+    assert len(calls) == 1
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+    picture = np.asarray(Image.open(files["picture"])).copy()
+    picture[0, 0] ^= 1
+    Image.fromarray(picture).save(files["picture"])
+    engine.run(request(files, outputs[2]))
+    assert len(calls) == 2
+
+
+def test_two_devices_and_portions_of_any_size_give_the_same_bytes(
+    model, files, tmp_path, monkeypatch
+):
+    alone = AnimationEngine(model, changes=["windows.overlap=1"])
+    alone.run(request(files, tmp_path / "alone.mp4"))
+    engine = AnimationEngine(model, changes=["windows.overlap=1", "devices=cpu,cpu"])
+    stream = engine.pipeline.stream
+    monkeypatch.setattr(engine.pipeline, "stream", functools.partial(stream, portion=2))
+    record = engine.run(request(files, tmp_path / "both.mp4"))
+    assert (tmp_path / "alone.mp4").read_bytes() == (tmp_path / "both.mp4").read_bytes()
+    assert record["seams"]["windows"] > 1
+    with pytest.raises(ValueError, match="Got device 'gpu9' in devices"):
+        AnimationEngine(model, changes=["devices=gpu9"]).run(request(files, tmp_path / "no.mp4"))
+
+
 def test_numbers_that_are_not_finite_are_an_error_and_no_video(model, files, tmp_path):
     import torch
 
@@ -244,3 +279,32 @@ def test_numbers_that_are_not_finite_are_an_error_and_no_video(model, files, tmp
     with pytest.raises(ValueError, match="not finite"):
         engine.run(request(files, tmp_path / "out.mp4"))
     assert not (tmp_path / "out.mp4").exists()
+
+
+def test_marks_are_put_on_the_video_and_a_wrong_key_is_refused_before(model, files, tmp_path):
+    plain, marked = tmp_path / "plain.mp4", tmp_path / "marked.mp4"
+    record = AnimationEngine(model).run(request(files, plain))
+    assert record["provenance"] == {"watermark": "", "c2pa": False}
+    mark = ["provenance.watermark=AI-generated"]
+    record = AnimationEngine(model, changes=mark).run(request(files, marked))
+    assert record["provenance"] == {"watermark": "AI-generated", "c2pa": False}
+    change = decode(marked).astype(int) - decode(plain)
+    height = change.shape[1]
+    assert abs(change[:, height // 2 :]).max() > 20
+    assert abs(change[:, : height // 2]).mean() < abs(change[:, height // 2 :]).mean() / 4
+    files = [f"provenance.{name}={tmp_path / 'missing.pem'}" for name in ("certificate", "key")]
+    with pytest.raises(ProvenanceError, match=r"missing\.pem: cannot be read"):
+        AnimationEngine(model, changes=files)
+
+
+def test_a_signed_video_names_its_models_and_its_record_has_its_hash(model, files, tmp_path):
+    c2pa = pytest.importorskip("c2pa", reason="c2pa-python is not installed")
+    chain, key = certificate(tmp_path)
+    output = tmp_path / "signed.mp4"
+    changes = [f"provenance.certificate={chain}", f"provenance.key={key}"]
+    record = AnimationEngine(model, changes=changes).run(request(files, output))
+    reader = c2pa.Reader(output)
+    assert reader.get_validation_state() == "Valid"
+    assert "face_detector" in json.dumps(reader.get_active_manifest())
+    assert record["provenance"]["c2pa"]
+    assert record["file"]["sha256"] == sha256_file(output)
