@@ -18,6 +18,7 @@ from inference.peak_memory import PeakMemory
 from inference.perception import AnimationError, Perception, check_inputs
 from inference.perception_cache import RememberingPerception
 from inference.pipeline import AnimationPipeline
+from inference.provenance import Signer, file_metadata, watermarked
 from inference.requests import AnimationRequest
 from inference.seams import SeamMeter, pose_motion
 from inference.stages import Timings
@@ -75,6 +76,8 @@ class AnimationEngine:
             self.model_dir, face=face, alignment=alignment, dtype=dtype
         )
         self.settings = apply_overrides(self.pipeline.settings, changes)
+        marks = self.settings.provenance
+        self._signer = Signer(marks) if marks.signed else None  # a wrong key is said at once
         self._model_fingerprint: str | None = None
         # A model that was trained on one recogniser's embeddings brings its own detector too.
         faces = self.pipeline.encoder.recogniser
@@ -168,6 +171,8 @@ class AnimationEngine:
                 if face is not None:
                     box = [round(float(side), 4) for side in face.box]
                     record["face"] = {"chosen": request.reference_face, "box": box}
+                if self._signer is not None:
+                    self._signer.sign(staged, record["models"], request.output.name)
                 self._publish(request.output, staged, record)
             finally:
                 staged.unlink(missing_ok=True)
@@ -242,7 +247,10 @@ class AnimationEngine:
         with timings.stage("encoding"):
             frames = shown(timings.each("decoding", stream.frames()))
             sound = request.driving if info.has_audio else None
-            return staged, encode(staged, frames, fps=info.fps, audio_from=sound)
+            frames = watermarked(frames, stream.settings.provenance.watermark)
+            return staged, encode(
+                staged, frames, fps=info.fps, audio_from=sound, metadata=file_metadata()
+            )
 
     def _warnings(
         self, stream: AnimationStream, meter: SeamMeter, face: Face | None, audio_note: str
@@ -299,5 +307,6 @@ class AnimationEngine:
                 **self.pipeline.encoder.models,
                 **models,
             },
+            "provenance": stream.settings.provenance.record(),
             "warnings": warnings,
         }

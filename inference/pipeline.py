@@ -35,6 +35,7 @@ from inference.parallel import WindowedDenoiser, replicas
 from inference.people import faces_of_people
 from inference.perception import Pose
 from inference.pose_features import PoseFeatures, PoseImages
+from inference.provenance import ProvenanceConfig
 from inference.regions import ClipRegions
 from inference.retarget import Retargeted, matched, retarget, unaligned
 from inference.sampler import PORTION, Refiner, SamplerConfig, sample
@@ -59,6 +60,7 @@ class AnimationSettings:
     windows: WindowConfig = field(default_factory=WindowConfig)
     alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
     face: FaceOptimizationConfig = field(default_factory=FaceOptimizationConfig)
+    provenance: ProvenanceConfig = field(default_factory=ProvenanceConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
     devices: tuple[str, ...] = ()  # that share the windows of a long clip; none: where the model is
 
@@ -420,6 +422,7 @@ def read_settings(about: dict[str, Any]) -> AnimationSettings:
         else GuidanceConfig.constant(float(guidance)),
         windows=from_dict(WindowConfig, about.get("windows", {})),
         speed=from_dict(SpeedConfig, about.get("speed", {})),
+        provenance=from_dict(ProvenanceConfig, about.get("provenance", {})),
         alignment=from_dict(AlignmentSettings, about.get("alignment_settings", {})),
         face=from_dict(FaceOptimizationConfig, about.get("face_optimization", {})),
     )
