@@ -90,6 +90,6 @@ def test_two_then_one_then_two_workers_use_every_sample_once(config, tmp_path):
     # Gradients of two workers are added in another order, which is all that may differ.
     for name in ("loss", "grad_norm"):
         found, expected = ([step[name] for step in run] for run in (steps, undisturbed))
-        assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
+        assert found == pytest.approx(expected, abs=2e-6)
     losses = [step["loss"] for step in undisturbed]
     assert min(abs(a - b) for a, b in itertools.combinations(losses, 2)) > 1e-5  # tells them apart
