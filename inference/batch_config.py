@@ -12,6 +12,7 @@ from inference.engine_factory import (
     alignment_fingerprint,
     model_fingerprint,
 )
+from inference.presets import preset
 from pipelines.framing import MODES
 from pipelines.models import face_packs, locate_pose_models
 
@@ -28,6 +29,7 @@ class BatchConfig:
 
     engines: None is one on this machine alone; on a cluster, as many as fit, growing with it.
     cpus_per_engine: None shares out this machine's CPUs, and is 1 on a cluster.
+    preset: of `inference.presets`, which `changes` are made to; None: the model's own settings.
     changes: of the model's own settings, as "sampling.churn=40".
     size, framing: of items that do not say; the model's own size and `pad`.
     """
@@ -42,6 +44,7 @@ class BatchConfig:
     alignment: str = "auto"
     align: bool = True
     dtype: str = "auto"
+    preset: str | None = None
     changes: tuple[str, ...] = ()
     size: tuple[int, int] | None = None
     framing: str = "pad"
@@ -52,6 +55,8 @@ class BatchConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise BatchError(f"{name} is {value}, expected 1 or more")
+        if self.preset is not None:
+            preset(self.preset)
         if self.framing not in MODES:
             raise BatchError(f"framing is {self.framing!r}, expected {' or '.join(MODES)}")
 
@@ -63,12 +68,12 @@ class BatchConfig:
 
     def engine_options(self) -> dict[str, Any]:
         """How the engine is opened."""
-        options = {"dtype": self.dtype, "changes": self.changes}
+        options = {"dtype": self.dtype, "preset": self.preset, "changes": self.changes}
         return {
             "face": self.face,
             "pose": self.pose,
             "alignment": self.alignment,
-            **{name: value for name, value in options.items() if value not in ("auto", ())},
+            **{name: value for name, value in options.items() if value not in ("auto", (), None)},
         }
 
 
@@ -92,6 +97,8 @@ def read_settings(config: BatchConfig) -> dict[str, Any]:
             "poses": [poses.detector.name, poses.pose.name] if poses else [],
         },
         "dtype": config.dtype,
+        # Without one there is no key, so that what was made before there were presets stays done.
+        **({} if config.preset is None else {"preset": config.preset}),
         "changes": _pairs(config.changes),
         "size": None if config.size is None else list(config.size),
         "framing": config.framing,

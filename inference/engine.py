@@ -18,6 +18,7 @@ from inference.peak_memory import PeakMemory
 from inference.perception import AnimationError, Perception, check_inputs
 from inference.perception_cache import RememberingPerception
 from inference.pipeline import AnimationPipeline
+from inference.presets import preset as find_preset
 from inference.provenance import Signer, file_metadata, watermarked
 from inference.requests import AnimationRequest
 from inference.seams import SeamMeter, pose_motion
@@ -26,7 +27,7 @@ from inference.states import WorkPlace
 from pipelines.faces import Face
 from pipelines.framing import fit
 from pipelines.images import read_image
-from pipelines.overrides import apply_overrides, to_dict
+from pipelines.overrides import apply_overrides, differences, to_dict
 from pipelines.pose_file import FilePoseBackend
 from pipelines.shards import sha256_file, write_atomic
 from pipelines.video import EncodeResult, VideoInfo, encode
@@ -56,6 +57,8 @@ class AnimationEngine:
             "sampling.churn=40".
         remember: how many answers of perception are kept for requests that share a picture or a
             clip; none by default.
+        preset: of `inference.presets`, which `changes` are made to; the model's own settings by
+            default.
 
     Raises:
         ValueError: where the model cannot be loaded.
@@ -70,12 +73,20 @@ class AnimationEngine:
         dtype: str = "auto",
         changes: Sequence[str] = (),
         remember: int = 0,
+        preset: str | None = None,
     ):
+        # A name that there is none of is refused before anything is loaded.
+        self.preset = None if preset is None else find_preset(preset)
         self.model_dir = Path(model_dir)
         self.pipeline = AnimationPipeline.from_pretrained(
             self.model_dir, face=face, alignment=alignment, dtype=dtype
         )
-        self.settings = apply_overrides(self.pipeline.settings, changes)
+        self._preset_settings = self.pipeline.settings
+        if self.preset is not None:
+            self._preset_settings = self.preset.settings(
+                self.pipeline.settings, self.pipeline.device.type
+            )
+        self.settings = apply_overrides(self._preset_settings, changes)
         marks = self.settings.provenance
         self._signer = Signer(marks) if marks.signed else None  # a wrong key is said at once
         self._model_fingerprint: str | None = None
@@ -265,6 +276,13 @@ class AnimationEngine:
         warnings += [f"alignment: {text}" for text in stream.alignment.warnings]
         return warnings + meter.warnings()
 
+    def _preset_record(self, stream: AnimationStream) -> dict[str, Any]:
+        """The preset, its limits, and what was set otherwise: for that the limits say nothing."""
+        if self.preset is None:
+            return {}
+        changed = differences(to_dict(self._preset_settings), to_dict(stream.settings))
+        return {"preset": {**self.preset.record(), "changed": changed}}
+
     @staticmethod
     def _publish(output: Path, staged: Path, record: dict[str, Any]) -> None:
         record["file"] = {"bytes": staged.stat().st_size, "sha256": sha256_file(staged)}
@@ -284,6 +302,7 @@ class AnimationEngine:
         return {
             "reference": request.reference.name,
             "driving": request.driving.name,
+            **self._preset_record(stream),
             "video": {
                 "frames": len(stream),
                 "height": height,

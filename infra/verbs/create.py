@@ -19,6 +19,7 @@ from infra.verbs.options import (
     OutFolder,
     PerFrame,
     Pose,
+    Preset,
     Settings,
     Size,
 )
@@ -44,6 +45,7 @@ def animate(
     ] = 1,
     size: Size = None,
     dtype: Dtype = "auto",
+    preset: Preset = None,
     changes: Settings = None,
     align: Align = True,
     alignment: Alignment = "auto",
@@ -61,7 +63,8 @@ def animate(
 ) -> None:
     """Animate the person in a picture by the motion in a video.
 
-    --set changes the model's own sampler and guidance: --set sampling.solver=heun --set
+    --preset trades quality for time or memory, within limits that the record states. --set changes
+    the model's own settings, or the preset's: --set sampling.solver=heun --set
     guidance.sigma_max=80. `animator align` shows the alignment before anything is computed.
 
     A run of more than 64 frames that was ended continues when the same command is given again:
@@ -91,6 +94,7 @@ def animate(
             pose=pose,
             alignment=alignment,
             dtype=dtype,
+            preset=preset,
             changes=_changes(changes, per_frame, max_scale, max_rotation),
         )
         record = engine.run(
@@ -119,6 +123,7 @@ def batch(
     cpus: Annotated[int | None, typer.Option(help="CPUs of each engine.")] = None,
     size: Size = None,
     dtype: Dtype = "auto",
+    preset: Preset = None,
     changes: Settings = None,
     align: Align = True,
     alignment: Alignment = "auto",
@@ -153,6 +158,7 @@ def batch(
         alignment=alignment,
         align=align,
         dtype=dtype,
+        preset=preset,
         changes=tuple(_changes(changes, per_frame, max_scale, max_rotation)),
         size=None if size is None else parse_size(size, "--size"),
         framing=framing,

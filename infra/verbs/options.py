@@ -10,6 +10,13 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be given often."),
 ]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        help="quality, balanced, fast or low_memory; the model's own settings without. --set "
+        "changes what it sets."
+    ),
+]
 Face = Annotated[
     str, typer.Option(help="Face backend: auto, cascade, insightface or insightface:NAME.")
 ]
