@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from animator import edm
-from inference.noise import START, ClipNoise
+from inference.noise import START
 from inference.states import ClipStates, Frames
 
 # From numbers of frames to their noisy latents `(t, C, h, w)`.
@@ -27,6 +27,8 @@ ClipDenoiser = Callable[[ReadFrames, Tensor, int], Iterable[tuple[Sequence[int],
 # The seam for face optimisation: predicted clean latents `(t, C, h, w)` of consecutive frames,
 # their numbers in the clip `(t,)` and the step, to refined latents of the same shape.
 Refiner = Callable[[Tensor, Tensor, int], Tensor]
+# Standard normal noise `(t, C, h, w)` of frames at a step: `inference.noise.ClipNoise`.
+Noise = Callable[[int, Sequence[int]], Tensor]
 PORTION = 16  # frames
 
 
@@ -96,7 +98,7 @@ def sample(
     states: ClipStates,
     sigmas: Tensor,
     config: SamplerConfig,
-    noise: ClipNoise,
+    noise: Noise,
     *,
     portion: int = PORTION,
     device: torch.device | str = "cpu",

@@ -55,8 +55,8 @@ class Frames(Protocol):
 class HostFrames:
     """Frames in the memory of the process."""
 
-    def __init__(self, shape: Sequence[int]):
-        self._values = torch.zeros(*shape)
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype = torch.float32):
+        self._values = torch.zeros(*shape, dtype=dtype)
 
     def read(self, frames: Sequence[int]) -> Tensor:
         """These frames, a copy."""
@@ -64,7 +64,7 @@ class HostFrames:
 
     def write(self, frames: Sequence[int], values: Tensor) -> None:
         """Replace these frames."""
-        self._values[list(frames)] = values.to("cpu", torch.float32)
+        self._values[list(frames)] = values.to("cpu", self._values.dtype)
 
     def clear(self) -> None:
         """Make all frames zeros."""
@@ -124,6 +124,7 @@ class ClipStates:
         replace: what to do with a folder of another identity: start afresh, or refuse it.
         every: steps after which a run can be continued, where those between depend on what is not
             kept here.
+        dtype: of states in memory; those in files are float32.
 
     Raises:
         WorkFolderError: for a folder with the states of another request, and for one that holds
@@ -139,7 +140,9 @@ class ClipStates:
         *,
         replace: bool = False,
         every: int = 1,
+        dtype: torch.dtype = torch.float32,
     ):
+        self._dtype = dtype
         self._every = every
         self._slot = 0  # of the current latents
         self._safe: int | None = None  # the slot that the folder's state names
@@ -178,7 +181,7 @@ class ClipStates:
         """Frames for use within a step; they hold what was last written, if anything."""
         if name not in self._frames:
             self._frames[name] = (
-                HostFrames(self.shape)
+                HostFrames(self.shape, self._dtype)
                 if self.folder is None
                 else FileFrames(self.folder / f"{name}.f32", self.shape)
             )

@@ -14,7 +14,9 @@ from animator.losses import (
     face_loss_of_clips,
     means_by_quartile,
 )
+from inference.noise import START, ClipNoise
 from inference.sampler import SamplerConfig, sample
+from inference.states import ClipStates
 
 
 def test_eq_12_mean_distance_over_visible_joints():
@@ -265,29 +267,34 @@ def test_algorithm_1_equals_plain_numpy(chosen):
     steps, rate, optimised_steps = 6, 0.05, 3
     config = SamplerConfig(solver="heun", steps=steps, sigma_min=0.01, sigma_max=20.0, **chosen)
     sigmas = edm.karras_sigmas(steps, 0.01, 20.0).double()
-    drawn = torch.Generator().manual_seed(5)
+    clip_noise = ClipNoise(5, ALGORITHM_SHAPE[2:])
+    frames = range(ALGORITHM_SHAPE[1])
     highest = np.inf if config.churn_max is None else config.churn_max
     churned = [config.churn > 0 and config.churn_min <= t <= highest for t in sigmas[:-1]]
     noise = [
-        torch.randn(ALGORITHM_SHAPE, generator=drawn).double().numpy() * config.churn_noise
+        clip_noise(i, frames).double().numpy()[None] * config.churn_noise
         if now
         else np.zeros(ALGORITHM_SHAPE)
-        for now in churned
+        for i, now in enumerate(churned)
     ]
 
     def denoise(x, sigma):
         return x / (1 + sigma**2) + 0.1 * sigma
 
-    begin = torch.Generator().manual_seed(1)
-    start = torch.randn(ALGORITHM_SHAPE, generator=begin).double() * sigmas[0]
-    got = sample(
-        denoise,
-        start,
+    def face_optimisation(x, numbers, i):
+        return torch_face_optimisation(x[None], rate)[0] if i < optimised_steps else x
+
+    states = ClipStates(ALGORITHM_SHAPE[1:], dtype=torch.float64)
+    sample(
+        lambda read, sigma, step: [(frames, denoise(read(frames), sigma))],
+        states,
         sigmas,
         config,
-        generator=torch.Generator().manual_seed(5),
-        refine=lambda x, i: torch_face_optimisation(x, rate) if i < optimised_steps else x,
+        clip_noise,
+        refine=face_optimisation,
     )
+    got = states.current.read(frames)[None]
+    start = (clip_noise(START, frames) * sigmas[0])[None]
     expected = algorithm_1(
         denoise,
         start.numpy(),
@@ -306,8 +313,19 @@ def euler_step(x, predicted, t, t_next):
     """One step of our sampler in the paper's time, in which sigma = 1 - t."""
     sigmas = torch.tensor([1 - t, 1 - t_next], dtype=torch.float64)
     config = SamplerConfig(solver="euler", steps=1)
-    start, target = (torch.from_numpy(np.asarray(v, np.float64)) for v in (x, predicted))
-    return sample(lambda _x, _sigma: target, start, sigmas, config).numpy()
+    start, target = (
+        torch.from_numpy(np.asarray(v, np.float64)).reshape(-1, 1) for v in (x, predicted)
+    )
+    states = ClipStates(start.shape, dtype=torch.float64)
+    frames = range(len(start))
+    sample(
+        lambda read, sigma, step: [(frames, target)],
+        states,
+        sigmas,
+        config,
+        lambda step, numbers: start[list(numbers)] / sigmas[0],
+    )
+    return states.current.read(frames).reshape(np.shape(x)).numpy()
 
 
 def test_eq_15_to_21_a_sampling_step_is_the_optimal_control():
