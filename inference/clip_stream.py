@@ -22,7 +22,7 @@ from inference.windows import Window
 from pipelines.framing import Framing
 
 if TYPE_CHECKING:
-    from inference.pipeline import AnimationSettings
+    from inference.settings import AnimationSettings
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,19 @@ Shapes: T frames, P people, N = 18 keypoints, H W output size, C latent channels
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from animator.alignment import AlignmentBlock
 from animator.alignment_weights import AUTO, open_alignment
 from animator.model import Animator
 from animator.precision import weights_dtype
 from animator.weights import read_config
-from inference.clip_alignment import AlignmentSettings
+from inference.clip_conditions import faces_of, moved, regions_of
 from inference.clip_stream import AnimationResult, AnimationStream
 from inference.conditioning import (
     EncodedReference,
@@ -27,54 +26,25 @@ from inference.conditioning import (
     encode_reference,
     reference_key,
 )
-from inference.face_optimization_config import FaceOptimizationConfig
 from inference.face_setup import open_face_optimizer
-from inference.guidance import Conditions, GuidanceConfig, GuidedDenoiser
+from inference.guidance import Conditions, GuidedDenoiser
 from inference.noise import ClipNoise
 from inference.parallel import WindowedDenoiser, replicas
-from inference.people import faces_of_people
 from inference.perception import Pose
 from inference.pose_features import PoseFeatures, PoseImages
-from inference.provenance import ProvenanceConfig
-from inference.regions import ClipRegions
 from inference.retarget import Retargeted, matched, retarget, unaligned
-from inference.sampler import PORTION, Refiner, SamplerConfig, sample
+from inference.sampler import PORTION, Refiner, sample
+from inference.settings import AnimationSettings, settings_of
 from inference.speed import SpeedConfig, prepare
 from inference.stages import Timings
 from inference.states import ClipStates, WorkPlace, open_states
-from inference.windows import Window, WindowConfig, plan_windows
+from inference.windows import Window, plan_windows
 from pipelines.faces import Face
 from pipelines.framing import Framing, fit
-from pipelines.overrides import from_dict, to_dict
+from pipelines.overrides import to_dict
 
 ENCODED = 4  # references whose encodings are kept
 OnStep = Callable[[int, int], None]  # (steps done, steps in all); may raise to stop
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnimationSettings:
-    """How a model is sampled and poses are aligned; a model folder brings its own."""
-
-    sampling: SamplerConfig = field(default_factory=SamplerConfig)
-    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
-    windows: WindowConfig = field(default_factory=WindowConfig)
-    alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
-    face: FaceOptimizationConfig = field(default_factory=FaceOptimizationConfig)
-    provenance: ProvenanceConfig = field(default_factory=ProvenanceConfig)
-    speed: SpeedConfig = field(default_factory=SpeedConfig)
-    devices: tuple[str, ...] = ()  # that share the windows of a long clip; none: where the model is
-
-    def with_choices(
-        self, *, steps: int | None = None, guidance: float | None = None
-    ) -> "AnimationSettings":
-        """These settings with another number of steps, or guidance of one strength throughout."""
-        settings = self
-        if steps is not None:
-            settings = replace(settings, sampling=replace(settings.sampling, steps=steps))
-        if guidance is not None:
-            scale = replace(settings.guidance, min=guidance, max=guidance)
-            settings = replace(settings, guidance=scale)
-        return settings
 
 
 @dataclass(frozen=True)
@@ -155,7 +125,7 @@ class AnimationPipeline:
         animator = Animator.from_pretrained(folder, dtype=precision, device=place)
         encoder = ReferenceEncoder(animator.config, folder, face, dtype=precision).to(place)
         about = read_config(folder)
-        return cls(animator, encoder, block, read_settings(about), about, alignment_model)
+        return cls(animator, encoder, block, settings_of(about), about, alignment_model)
 
     @property
     def device(self) -> torch.device:
@@ -240,7 +210,7 @@ class AnimationPipeline:
             else:
                 pairs = matched(still, moving, sizes, thresholds, settings.alignment.people)
                 alignment = unaligned(driving_pose.keypoints, sizes, pairs)
-        owned = _faces_of(reference_pose, alignment, face, faces)
+        owned = faces_of(reference_pose, alignment, face, faces)
         animated = [owned.get(person.reference) for person in alignment.people]
         with timings.stage("reference"):
             encoded = self._encode(reference, animated, frame, seed)
@@ -273,7 +243,7 @@ class AnimationPipeline:
             PoseFeatures(self.animator.pose_net, poses),
             kept["reference"],
             self.encoder.time_ids(fps, 1).to(self.device),
-            _regions(alignment, poses, kept["reference"]),
+            regions_of(alignment, poses, kept["reference"]),
         )
         try:
             refine, optimizer, no_faces = None, None, ""
@@ -384,7 +354,7 @@ class AnimationPipeline:
         denoisers = [
             GuidedDenoiser(
                 animator,
-                _moved(conditions, poses, animator),
+                moved(conditions, poses, animator),
                 settings.guidance,
                 settings.speed.cache(animator),
             )
@@ -410,52 +380,3 @@ class AnimationPipeline:
         if self._replicas[0] != devices:
             self._replicas = (devices, replicas(self.animator, devices))
         return self._replicas[1]
-
-
-def read_settings(about: dict[str, Any]) -> AnimationSettings:
-    """How a model is sampled, from its folder's `config.json`; guidance may be one number."""
-    guidance = about.get("guidance", 1.0)
-    return AnimationSettings(
-        sampling=from_dict(SamplerConfig, about.get("sampling", {})),
-        guidance=from_dict(GuidanceConfig, guidance)
-        if isinstance(guidance, dict)
-        else GuidanceConfig.constant(float(guidance)),
-        windows=from_dict(WindowConfig, about.get("windows", {})),
-        speed=from_dict(SpeedConfig, about.get("speed", {})),
-        provenance=from_dict(ProvenanceConfig, about.get("provenance", {})),
-        alignment=from_dict(AlignmentSettings, about.get("alignment_settings", {})),
-        face=from_dict(FaceOptimizationConfig, about.get("face_optimization", {})),
-    )
-
-
-def _moved(conditions: Conditions, poses: PoseImages, animator: Animator) -> Conditions:
-    """Conditions for a replica of the animator, on its device."""
-    place = next(animator.parameters()).device
-    return Conditions(
-        conditions.context.to(place),
-        PoseFeatures(animator.pose_net, poses),
-        conditions.reference.to(place),
-        conditions.time_ids.to(place),
-        None if conditions.regions is None else conditions.regions.to(place),
-    )
-
-
-def _faces_of(
-    reference: Pose, alignment: Retargeted, face: Face | None, faces: Sequence[Face]
-) -> dict[int, Face]:
-    """Faces of the picture's people, by the person's number; the main person is the first."""
-    if len(alignment.people) < 2:
-        # Whoever is animated alone has the face that was chosen.
-        return {} if face is None else {alignment.main.reference: face}
-    return faces_of_people(reference.keypoints, reference.score, faces, face)
-
-
-def _regions(alignment: Retargeted, poses: PoseImages, latents: Tensor) -> ClipRegions | None:
-    """Whose place is where, in the order of the people that are animated."""
-    if len(alignment.people) < 2:
-        return None
-    people = [person.driving for person in alignment.people]
-    place = latents.shape[-2], latents.shape[-1]
-    return ClipRegions(
-        poses.keypoints[:, people], poses.score[:, people], place, poses.threshold, latents.device
-    )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # a batch names presets in processes that must not load torch
     from inference.guidance import GuidanceConfig
-    from inference.pipeline import AnimationSettings
+    from inference.settings import AnimationSettings
 
 FEW_STEPS = 10  # what the noise levels of Align Your Steps were optimised for
 # Nobody has measured the presets on published weights yet; a record says so.
@@ -168,19 +168,19 @@ PRESETS: Mapping[str, Preset] = {
         Preset(
             name="balanced",
             purpose="near quality in about half of the time",
-            limits=Limits(psnr=30.0, identity_lost=0.03),
+            limits=Limits(psnr=38.0, identity_lost=0.03),
             change=_balanced,
         ),
         Preset(
             name="fast",
             purpose="previews and large batches",
-            limits=Limits(psnr=24.0, identity_lost=0.06),
+            limits=Limits(psnr=30.0, identity_lost=0.06),
             change=_fast,
         ),
         Preset(
             name="low_memory",
             purpose="cards of 8 to 12 GB; the frames of quality but for rounding",
-            limits=Limits(psnr=40.0, identity_lost=0.01),
+            limits=Limits(psnr=50.0, identity_lost=0.01),
             change=_low_memory,
         ),
     )

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from animator.model import Animator
 from inference.metrics import compare, person_boxes
 from inference.perception import Pose
-from inference.pipeline import AnimationPipeline, AnimationSettings
+from inference.pipeline import AnimationPipeline
+from inference.settings import AnimationSettings
 from pipelines.faces import Face
 from pipelines.shards import write_atomic
 from pipelines.video_encode import encode

@@ -11,8 +11,9 @@ from inference.clip_alignment import AlignmentSettings
 from inference.conditioning import ReferenceEncoder
 from inference.people import faces_of_people
 from inference.perception import Pose
-from inference.pipeline import AnimationPipeline, AnimationSettings, PreparedClip
+from inference.pipeline import AnimationPipeline, PreparedClip
 from inference.sampler import SamplerConfig
+from inference.settings import AnimationSettings
 from pipelines.faces import Face
 from tests.unit.test_regions import standing
 from tests.unit.test_tasks import SMALL
