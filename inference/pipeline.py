@@ -185,7 +185,8 @@ class AnimationPipeline:
             settings: of sampler, guidance and alignment; the model's own by default.
             on_step: called after each step with the steps done and all steps; may raise to stop.
             on_work: called within a step too, after each window.
-            portion: frames that are refined at a time; changes memory alone.
+            portion: frames that are refined at a time; changes memory, and, where faces are
+                optimised, whose frames their statistics are of.
             work: where the clip's latents are kept, to be continued; the host's memory by default.
             refinement: makes what refines the predictions of each step, instead of what
                 `settings.face` says.
