@@ -115,8 +115,8 @@ def sample(
         states: what is sampled; their `current` latents are the clean ones at the end.
         sigmas: `(steps + 1,)`, ending in 0.
         noise: the clip's first latents, and those of churning.
-        portion: frames refined and updated at a time; changes memory, and nothing else without `refine`;
-            face optimisation takes the statistics of a clip from the portion it is given.
+        portion: frames refined and updated at a time; changes memory alone where nothing is
+            refined. Face optimisation takes the statistics of a clip from the portion it is given.
         device: where portions are refined and updated.
         refine: applied to the prediction of each step before it is used.
         on_step: called with the number of the step that has been finished; may raise to stop.
