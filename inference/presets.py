@@ -168,13 +168,13 @@ PRESETS: Mapping[str, Preset] = {
         Preset(
             name="balanced",
             purpose="near quality in about half of the time",
-            limits=Limits(psnr=38.0, identity_lost=0.03),
+            limits=Limits(psnr=42.0, identity_lost=0.03),
             change=_balanced,
         ),
         Preset(
             name="fast",
             purpose="previews and large batches",
-            limits=Limits(psnr=30.0, identity_lost=0.06),
+            limits=Limits(psnr=34.0, identity_lost=0.06),
             change=_fast,
         ),
         Preset(
