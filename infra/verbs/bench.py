@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from infra.console import emit, note, table
+from infra.verbs.bench_presets import presets
 from infra.verbs.options import AsJson, Settings
 
 Report = Annotated[Path | None, typer.Option(help="Also write the result as JSON.")]
@@ -22,6 +23,7 @@ def register(app: typer.Typer) -> None:
     bench.command("alignment")(alignment)
     bench.command("curate")(curate)
     bench.command("hjb")(hjb)
+    bench.command("presets")(presets)
     bench.command("train")(train)
     app.add_typer(bench, name="bench")
 
@@ -61,7 +63,7 @@ def forward(
     with stage_bar("bench") as progress:
         progress(0.0, "building")
         result = bench_forward(config, lambda done, total: progress(done / total, "forward"))
-    _write(result, report)
+    write_report(result, report)
     emit(result, as_json=as_json, show=_lines)
 
 
@@ -84,7 +86,7 @@ def alignment(
     config = AlignmentBench(frames=frames, repeats=repeats, alignment=block)
     with stage_bar("bench") as progress:
         result = bench_alignment(config, lambda done, total: progress(done / total, "alignment"))
-    _write(result, report)
+    write_report(result, report)
     emit(result, as_json=as_json, show=_alignment_lines)
 
 
@@ -131,7 +133,7 @@ def curate(
         settings=tuple(settings or ()),
     )
     result = measure(config, note)
-    _write(result, report)
+    write_report(result, report)
     emit(result, as_json=as_json, show=_curate_lines)
 
 
@@ -176,7 +178,7 @@ def train(
     with stage_bar("bench") as progress:
         progress(0.0, "building")
         result = bench_train(config, lambda done, total: progress(done / total, "training"))
-    _write(result, report)
+    write_report(result, report)
     emit(result, as_json=as_json, show=_train_lines)
 
 
@@ -227,7 +229,7 @@ def hjb(
     )
     with stage_bar("bench") as progress:
         result = bench_hjb(config, progress)
-    _write(result, report)
+    write_report(result, report)
     emit(result, as_json=as_json, show=_hjb_lines)
 
 
@@ -304,7 +306,8 @@ def _short(value: object) -> str:
     return str(value)
 
 
-def _write(result: dict[str, Any], report: Path | None) -> None:
+def write_report(result: dict[str, Any], report: Path | None) -> None:
+    """Write a result as JSON, where that was asked for."""
     from pipelines.shards import write_atomic
 
     if report is not None:
