@@ -167,7 +167,7 @@ PRESETS: Mapping[str, Preset] = {
         ),
         Preset(
             name="balanced",
-            purpose="near quality in about half of the time",
+            purpose="near quality in less time",
             limits=Limits(psnr=42.0, identity_lost=0.03),
             change=_balanced,
         ),
@@ -179,7 +179,7 @@ PRESETS: Mapping[str, Preset] = {
         ),
         Preset(
             name="low_memory",
-            purpose="cards of 8 to 12 GB; the frames of quality but for rounding",
+            purpose="meant for cards of 8 to 12 GB; the frames of quality but for rounding",
             limits=Limits(psnr=50.0, identity_lost=0.01),
             change=_low_memory,
         ),
