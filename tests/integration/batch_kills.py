@@ -11,16 +11,12 @@ and nothing be left behind.
     python tests/integration/batch_kills.py --runs 50 --report kills.json
 """
 
-import argparse
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -29,7 +25,7 @@ from typing import Any
 import cv2
 import numpy as np
 import psutil
-from killing import Nodes, kill_tree, orphans
+from killing import Driver, Nodes, Result, command_line, kill_tree, repeat, run_to_the_end
 from PIL import Image
 from skimage import data
 
@@ -44,8 +40,6 @@ KEPT = {".batch.lock", ".batch.workers", "batch.json"}
 # Of a record; the alignment's measures may differ in the last digits between processes.
 COMPARED = ("reference", "driving", "video", "sampling", "models", "face", "warnings")
 EARLY_SECONDS = 8.0  # before the first item there is time for kills, too
-LIMIT_SECONDS = 300.0
-MOST_RESUMES = 10
 
 State = dict[str, tuple[int, ...]]
 
@@ -209,53 +203,6 @@ def problems(
             yield f"{name} was started {record['batch']['starts']} times in one run"
 
 
-def run_to_the_end(
-    kinds: list[str],
-    moments: list[float],
-    begin: Any,
-    out: Path,
-    nodes: Nodes,
-    rng: random.Random,
-) -> dict[str, Any]:
-    """One round: start, strike at each moment, start again until it ends."""
-    struck, starts, again = [], 0, set()
-    driver: subprocess.Popen | None = None
-    seen: State = {}
-    began = time.monotonic()
-    plan = list(zip(kinds, moments, strict=True))
-    while True:
-        if driver is None:
-            driver, starts = begin(out), starts + 1
-        if plan:
-            kind, moment = plan.pop(0)
-            wait_for(moment, driver, out)
-            while driver.poll() is None:
-                if strike(kind, driver, nodes, out, rng):
-                    struck.append(kind)
-                    break
-                time.sleep(0.001 if kind == "publish" else 0.1)  # none of that kind yet
-        else:
-            try:
-                driver.wait(LIMIT_SECONDS)
-            except subprocess.TimeoutExpired:
-                kill_tree(driver.pid)
-                return {"struck": struck, "starts": starts, "hung": True}
-        nodes.mend()
-        now = published(out) if out.exists() else {}
-        again |= {name for name in seen if now.get(name) != seen[name]}
-        seen = now
-        ended = driver.poll() is not None
-        summary = outputs.read_json(out / "batch.json") or {}
-        if ended and not plan and summary.get("state") == "ended":
-            seconds = round(time.monotonic() - began, 1)
-            repeated = {"repeated": sorted(again)} if again else {}
-            return {"struck": struck, "starts": starts, "seconds": seconds, **repeated}
-        if ended:
-            driver = None
-        if starts > MOST_RESUMES:
-            return {"struck": struck, "starts": starts, "gave_up": True}
-
-
 def torture(
     runs: int,
     folder: Path,
@@ -265,7 +212,7 @@ def torture(
     kinds: Sequence[str] = KINDS,
     strikes: int | None = None,
     engines: int = 2,
-) -> dict[str, Any]:
+) -> Result:
     """`runs` rounds in `folder`; `failures` of the result is empty if all is well.
 
     Args:
@@ -284,59 +231,41 @@ def torture(
     length = time.monotonic() - began
     nodes = Nodes(ENGINE, workers=engines)
 
-    def begin(out: Path) -> subprocess.Popen:
-        return start(manifest, model, out, nodes, engines)
+    def one(number: int, out: Path) -> tuple[list[str], Result, list[str]]:
+        count = strikes or (2 if rng.random() < 0.4 else 1)
+        order = [kinds[(number + each) % len(kinds)] for each in range(count)]
+        moments = sorted(rng.uniform(-EARLY_SECONDS, len(expected) - 1) for _ in order)
+        seen: State = {}
+        again: set[str] = set()
 
-    failures, rounds = [], []
+        def note() -> None:
+            now = published(out) if out.exists() else {}
+            again.update(name for name in seen if now.get(name) != seen[name])
+            seen.clear()
+            seen.update(now)
+
+        def ended(driver: Driver) -> bool:
+            return (outputs.read_json(out / "batch.json") or {}).get("state") == "ended"
+
+        result = run_to_the_end(
+            list(zip(order, moments, strict=True)),
+            nodes,
+            begin=lambda: start(manifest, model, out, nodes, engines),
+            wait=lambda moment, driver: wait_for(moment, driver, out),
+            strike=lambda kind, driver: strike(kind, driver, nodes, out, rng),
+            whole=ended,
+            after=note,
+            pause=0.001 if "publish" in order else 0.1,
+        )
+        wrong = [f"{name} was made again" for name in sorted(again)]
+        return order, result, [*problems(out, whole, expected, len(order)), *wrong]
+
     try:
-        for number in range(runs):
-            out = folder / f"run-{number:03d}"
-            count = strikes or (2 if rng.random() < 0.4 else 1)
-            order = [kinds[(number + each) % len(kinds)] for each in range(count)]
-            moments = sorted(rng.uniform(-EARLY_SECONDS, len(expected) - 1) for _ in order)
-            result = run_to_the_end(order, moments, begin, out, nodes, rng)
-            wrong = list(problems(out, whole, expected, len(order)))
-            wrong += [key for key in ("hung", "gave_up") if result.get(key)]
-            wrong += [f"{name} was made again" for name in result.get("repeated", ())]
-            if left := orphans(nodes):
-                wrong.append(f"{left} engines were left running")
-            rounds.append(result)
-            if wrong:
-                log = (folder / f"{out.name}.log").read_text()[-1500:]
-                failures.append({"run": number, "kinds": order, "wrong": wrong, "log": log})
-            else:
-                shutil.rmtree(out)
-            print(f"{number + 1}/{runs} {result} {wrong or 'ok'}", file=sys.stderr, flush=True)
+        found = repeat(runs, folder, nodes, one)
     finally:
         nodes.close()
-    return {
-        "runs": runs,
-        "items": len(expected) + 1,
-        "undisturbed_seconds": round(length, 1),
-        "kills": dict(Counter(kind for result in rounds for kind in result["struck"])),
-        "starts": sum(result["starts"] for result in rounds),
-        "failures": failures,
-    }
-
-
-def main() -> int:
-    """Run from the command line; 1 if any run differs."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--engines", type=int, default=2)
-    parser.add_argument("--folder", type=Path, help="where to work; kept (default: a temporary)")
-    parser.add_argument("--report", type=Path, help="also write the result here")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = options.folder or Path(temporary)
-        result = torture(options.runs, folder, seed=options.seed, engines=options.engines)
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.report:
-        options.report.write_text(text + "\n")
-    return 1 if result["failures"] else 0
+    return {"items": len(expected) + 1, "undisturbed_seconds": round(length, 1), **found}
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command_line(__doc__, torture, runs=50, engines=2))

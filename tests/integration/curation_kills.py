@@ -8,25 +8,30 @@ of a run that nobody disturbed, every source have exactly one verdict, and nothi
     python tests/integration/curation_kills.py --runs 100 --report kills.json
 """
 
-import argparse
 import json
 import os
 import random
 import shutil
 import subprocess
 import sys
-import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import psutil
-from killing import Nodes, kill_tree, orphans
+from killing import (
+    Driver,
+    Nodes,
+    Result,
+    command_line,
+    kill_tree,
+    repeat,
+    run_to_the_end,
+    undisturbed,
+)
 from skimage import data
 
 from pipelines.curation.isolation import NAME
@@ -45,8 +50,6 @@ SETTINGS = (
 )
 # Of a run, not of its outcome: when things happened, and what a next start may read quicker.
 UNEQUAL = {".lock", "timings.jsonl", "commits.jsonl", "report.html"}
-LIMIT_SECONDS = 300.0
-MOST_RESUMES = 10
 
 
 def make_videos(folder: Path, count: int) -> Path:
@@ -134,113 +137,39 @@ def problems(out: Path, expected: dict[str, bytes], num_sources: int) -> Iterato
         yield f"{num_sources} sources have {sum(verdicts.values())} verdicts ({len(verdicts)} ids)"
 
 
-def run_to_the_end(
-    kinds: list[str],
-    moments: list[float],
-    videos: Path,
-    out: Path,
-    nodes: Nodes,
-    rng: random.Random,
-) -> dict[str, Any]:
-    """One round: start, strike at each moment (seconds), start again until it succeeds."""
-    struck, starts = [], 0
-    driver = None
-    began = time.monotonic()
-    plan = list(zip(kinds, moments, strict=True))
-    while True:
-        if driver is None:
-            driver, starts = start(videos, out, nodes.address), starts + 1
-        if plan:
-            kind, moment = plan.pop(0)
-            with suppress(subprocess.TimeoutExpired):
-                driver.wait(moment)
-            while driver.poll() is None:
-                if strike(kind, driver, nodes, rng):
-                    struck.append(kind)
-                    break
-                time.sleep(0.1)  # none of that kind yet
-        else:
-            try:
-                driver.wait(LIMIT_SECONDS)
-            except subprocess.TimeoutExpired:
-                kill_tree(driver.pid)
-                return {"struck": struck, "starts": starts, "hung": True}
-        nodes.mend()
-        code = driver.poll()
-        if code == 0 and not plan:
-            return {
-                "struck": struck,
-                "starts": starts,
-                "seconds": round(time.monotonic() - began, 1),
-            }
-        if code is not None:
-            driver = None
-        if starts > MOST_RESUMES:
-            return {"struck": struck, "starts": starts, "gave_up": True}
-
-
-def torture(runs: int, folder: Path, *, seed: int = 0, videos: int = 18) -> dict[str, Any]:
+def torture(runs: int, folder: Path, *, seed: int = 0, videos: int = 18) -> Result:
     """`runs` rounds in `folder`; `failures` of the result is empty if all is well."""
     rng = random.Random(seed)
     sources = make_videos(folder / "videos", videos)
     nodes = Nodes(NAME)
-    failures, rounds = [], []
+
+    def wait(moment: float, driver: Driver) -> None:
+        with suppress(subprocess.TimeoutExpired):
+            driver.wait(moment)
+
     try:
         whole = folder / "whole"
-        began = time.monotonic()
-        code = start(sources, whole, nodes.address).wait(LIMIT_SECONDS)
-        length = time.monotonic() - began
-        if code:
-            raise RuntimeError((folder / "whole.log").read_text()[-2000:])
+        length = undisturbed(start(sources, whole, nodes.address), folder / "whole.log")
         expected = contents(whole)
-        for number in range(runs):
-            out = folder / f"run-{number:03d}"
+
+        def one(number: int, out: Path) -> tuple[list[str], Result, Iterator[str]]:
             kinds = [KINDS[number % len(KINDS)]]
             if rng.random() < 0.4:
                 kinds.append(rng.choice(KINDS))
-            moments = [rng.uniform(0.05, 1.0) * length for _ in kinds]
-            result = run_to_the_end(kinds, moments, sources, out, nodes, rng)
-            wrong = list(problems(out, expected, videos))
-            wrong += [key for key in ("hung", "gave_up") if result.get(key)]
-            if left := orphans(nodes):
-                wrong.append(f"{left} decoders were left running")
-            rounds.append(result)
-            if wrong:
-                log = (folder / f"{out.name}.log").read_text()[-1500:]
-                failures.append({"run": number, "kinds": kinds, "wrong": wrong, "log": log})
-            else:
-                shutil.rmtree(out)
-            print(f"{number + 1}/{runs} {result} {wrong or 'ok'}", file=sys.stderr, flush=True)
+            result = run_to_the_end(
+                [(kind, rng.uniform(0.05, 1.0) * length) for kind in kinds],
+                nodes,
+                begin=lambda: start(sources, out, nodes.address),
+                wait=wait,
+                strike=lambda kind, driver: strike(kind, driver, nodes, rng),
+            )
+            return kinds, result, problems(out, expected, videos)
+
+        found = repeat(runs, folder, nodes, one)
     finally:
         nodes.close()
-    return {
-        "runs": runs,
-        "sources": videos,
-        "undisturbed_seconds": round(length, 1),
-        "kills": dict(Counter(kind for result in rounds for kind in result["struck"])),
-        "starts": sum(result["starts"] for result in rounds),
-        "failures": failures,
-    }
-
-
-def main() -> int:
-    """Run from the command line; 1 if any run differs."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--videos", type=int, default=18)
-    parser.add_argument("--folder", type=Path, help="where to work; kept (default: a temporary)")
-    parser.add_argument("--report", type=Path, help="also write the result here")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = options.folder or Path(temporary)
-        result = torture(options.runs, folder, seed=options.seed, videos=options.videos)
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.report:
-        options.report.write_text(text + "\n")
-    return 1 if result["failures"] else 0
+    return {"sources": videos, "undisturbed_seconds": round(length, 1), **found}
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command_line(__doc__, torture, runs=100, videos=18))

@@ -1,14 +1,28 @@
-"""A Ray cluster on this machine whose nodes and processes are there to be killed."""
+"""Killing runs on a Ray cluster of this machine at random moments until they end all the same."""
 
+import argparse
+import json
 import random
+import shutil
+import subprocess
+import sys
+import tempfile
 import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
 
 # A node that is only slow, on a busy machine, is not to be taken for a dead one.
 UNHURRIED = {"health_check_timeout_ms": 60_000, "health_check_period_ms": 1000}
+LIMIT_SECONDS = 300.0
+MOST_RESUMES = 10
+
+Driver = subprocess.Popen[bytes]
+Result = dict[str, Any]
 
 
 class Nodes:
@@ -95,3 +109,123 @@ def orphans(nodes: Nodes, seconds: float = 20.0) -> int:
     while (left := nodes.watched()) and time.monotonic() < deadline:
         time.sleep(0.2)
     return len(left)
+
+
+def run_to_the_end(
+    plan: Sequence[tuple[str, float]],
+    nodes: Nodes,
+    *,
+    begin: Callable[[], Driver],
+    wait: Callable[[float, Driver], None],
+    strike: Callable[[str, Driver], bool],
+    whole: Callable[[Driver], bool] = lambda driver: driver.returncode == 0,
+    after: Callable[[], None] = lambda: None,
+    pause: float = 0.1,
+) -> Result:
+    """One round: start, strike at each moment, start again until it succeeds.
+
+    Args:
+        plan: what is killed, and when.
+        wait: until a moment of the plan, or until the driver has ended.
+        strike: kills one of a kind; False while there is none.
+        whole: whether a driver that has ended did all there was to do.
+        after: called after each kill and each end.
+        pause: seconds from one look for something to kill to the next.
+    """
+    struck: list[str] = []
+    left, starts, began = list(plan), 0, time.monotonic()
+    driver: Driver | None = None
+    while True:
+        if driver is None:
+            driver, starts = begin(), starts + 1
+        if left:
+            kind, moment = left.pop(0)
+            wait(moment, driver)
+            while driver.poll() is None:
+                if strike(kind, driver):
+                    struck.append(kind)
+                    break
+                time.sleep(pause)
+        else:
+            try:
+                driver.wait(LIMIT_SECONDS)
+            except subprocess.TimeoutExpired:
+                kill_tree(driver.pid)
+                return {"struck": struck, "starts": starts, "hung": True}
+        nodes.mend()
+        after()
+        if driver.poll() is not None:
+            if not left and whole(driver):
+                seconds = round(time.monotonic() - began, 1)
+                return {"struck": struck, "starts": starts, "seconds": seconds}
+            driver = None
+        if starts > MOST_RESUMES:
+            return {"struck": struck, "starts": starts, "gave_up": True}
+
+
+def repeat(
+    runs: int,
+    folder: Path,
+    nodes: Nodes,
+    one: Callable[[int, Path], tuple[Sequence[str], Result, Iterable[str]]],
+) -> Result:
+    """Rounds, each in a folder of its own that is kept where something was wrong.
+
+    Args:
+        one: from a round's number and folder to what was to be killed, the round's result, and
+            whatever was wrong with it.
+
+    Returns:
+        `runs`, `kills` by kind, `starts`, and `failures`, empty if all is well.
+    """
+    failures, rounds = [], []
+    for number in range(runs):
+        out = folder / f"run-{number:03d}"
+        kinds, result, found = one(number, out)
+        wrong = [*found, *(key for key in ("hung", "gave_up") if result.get(key))]
+        if left := orphans(nodes):
+            wrong.append(f"{left} processes were left running")
+        rounds.append(result)
+        if wrong:
+            log = (folder / f"{out.name}.log").read_text()[-1500:]
+            failures.append({"run": number, "kinds": [*kinds], "wrong": wrong, "log": log})
+        else:
+            shutil.rmtree(out)
+        print(f"{number + 1}/{runs} {result} {wrong or 'ok'}", file=sys.stderr, flush=True)
+    return {
+        "runs": runs,
+        "kills": dict(Counter(kind for result in rounds for kind in result["struck"])),
+        "starts": sum(result["starts"] for result in rounds),
+        "failures": failures,
+    }
+
+
+def undisturbed(driver: Driver, log: Path) -> float:
+    """Seconds of a run that nobody disturbs; RuntimeError with its last words where it fails."""
+    began = time.monotonic()
+    if driver.wait(LIMIT_SECONDS):
+        raise RuntimeError(log.read_text()[-2000:])
+    return time.monotonic() - began
+
+
+def command_line(about: str, torture: Callable[..., Result], *, runs: int, **numbers: int) -> int:
+    """Torture as told by the command line; 1 if any round differs.
+
+    Args:
+        runs: rounds, where it does not say.
+        numbers: other options of `torture`, with their defaults.
+    """
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    for name, value in {"runs": runs, "seed": 0, **numbers}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--folder", type=Path, help="where to work; kept (default: a temporary)")
+    parser.add_argument("--report", type=Path, help="also write the result here")
+    options = vars(parser.parse_args())
+    kept, report, rounds = (options.pop(name) for name in ("folder", "report", "runs"))
+    with tempfile.TemporaryDirectory() as temporary:
+        result = torture(rounds, kept or Path(temporary), **options)
+    text = json.dumps(result, indent=2)
+    print(text)
+    if report:
+        report.write_text(text + "\n")
+    return 1 if result["failures"] else 0

@@ -10,23 +10,26 @@ behind.
     python tests/integration/training_kills.py --runs 30 --report kills.json
 """
 
-import argparse
-import json
 import os
 import random
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
-from killing import Nodes, kill_tree, orphans
+from killing import (
+    Nodes,
+    Result,
+    command_line,
+    kill_tree,
+    repeat,
+    run_to_the_end,
+    undisturbed,
+)
 
 from training.metrics import TIMINGS, read_metrics
 
@@ -52,8 +55,6 @@ SETTINGS = (
     "run.track=false",
 )
 EARLY_SECONDS = 10.0  # before the first step there is time for kills, too
-LIMIT_SECONDS = 300.0
-MOST_RESUMES = 10
 
 
 def make_shards(folder: Path) -> Path:
@@ -148,50 +149,7 @@ def problems(out: Path, expected: tuple[list[dict[str, Any]], dict[str, bytes]])
         yield f"{left.name} was left behind"
 
 
-def run_to_the_end(
-    kinds: list[str],
-    moments: list[float],
-    shards: Path,
-    out: Path,
-    nodes: Nodes,
-    rng: random.Random,
-) -> dict[str, Any]:
-    """One round: start, strike at each moment, start again until it succeeds."""
-    struck, starts = [], 0
-    driver = None
-    began = time.monotonic()
-    plan = list(zip(kinds, moments, strict=True))
-    while True:
-        if driver is None:
-            driver, starts = start(shards, out, nodes.address), starts + 1
-        if plan:
-            kind, moment = plan.pop(0)
-            wait_for(moment, driver, out)
-            while driver.poll() is None:
-                if strike(kind, driver, nodes, out, rng):
-                    struck.append(kind)
-                    break
-                time.sleep(0.002 if kind == "save" else 0.1)  # none of that kind yet
-        else:
-            try:
-                driver.wait(LIMIT_SECONDS)
-            except subprocess.TimeoutExpired:
-                kill_tree(driver.pid)
-                return {"struck": struck, "starts": starts, "hung": True}
-        nodes.mend()
-        code = driver.poll()
-        if code == 0 and not plan:
-            seconds = round(time.monotonic() - began, 1)
-            return {"struck": struck, "starts": starts, "seconds": seconds}
-        if code is not None:
-            driver = None
-        if starts > MOST_RESUMES:
-            return {"struck": struck, "starts": starts, "gave_up": True}
-
-
-def torture(
-    runs: int, folder: Path, *, seed: int = 0, kinds: Sequence[str] = KINDS
-) -> dict[str, Any]:
+def torture(runs: int, folder: Path, *, seed: int = 0, kinds: Sequence[str] = KINDS) -> Result:
     """`runs` rounds in `folder`; `failures` of the result is empty if all is well.
 
     Args:
@@ -200,63 +158,32 @@ def torture(
     rng = random.Random(seed)
     shards = make_shards(folder / "shards")
     nodes = Nodes(WORKER)
-    failures, rounds = [], []
     try:
         whole = folder / "whole"
-        began = time.monotonic()
-        code = start(shards, whole, nodes.address).wait(LIMIT_SECONDS)
-        length = time.monotonic() - began
-        if code:
-            raise RuntimeError((folder / "whole.log").read_text()[-2000:])
+        length = undisturbed(start(shards, whole, nodes.address), folder / "whole.log")
         expected = outcome(whole)
-        for number in range(runs):
-            out = folder / f"run-{number:03d}"
+        last = len(expected[0]) - 1
+
+        def one(number: int, out: Path) -> tuple[list[str], Result, Iterator[str]]:
             strikes = [kinds[number % len(kinds)]]
             if rng.random() < 0.4:
                 strikes.append(rng.choice(KINDS))
-            last = len(expected[0]) - 1
             moments = sorted(rng.uniform(-EARLY_SECONDS, last) for _ in strikes)
-            result = run_to_the_end(strikes, moments, shards, out, nodes, rng)
-            wrong = list(problems(out, expected))
-            wrong += [key for key in ("hung", "gave_up") if result.get(key)]
-            if left := orphans(nodes):
-                wrong.append(f"{left} workers were left running")
-            rounds.append(result)
-            if wrong:
-                log = (folder / f"{out.name}.log").read_text()[-1500:]
-                failures.append({"run": number, "kinds": strikes, "wrong": wrong, "log": log})
-            else:
-                shutil.rmtree(out)
-            print(f"{number + 1}/{runs} {result} {wrong or 'ok'}", file=sys.stderr, flush=True)
+            result = run_to_the_end(
+                list(zip(strikes, moments, strict=True)),
+                nodes,
+                begin=lambda: start(shards, out, nodes.address),
+                wait=lambda moment, driver: wait_for(moment, driver, out),
+                strike=lambda kind, driver: strike(kind, driver, nodes, out, rng),
+                pause=0.002 if "save" in strikes else 0.1,
+            )
+            return strikes, result, problems(out, expected)
+
+        found = repeat(runs, folder, nodes, one)
     finally:
         nodes.close()
-    return {
-        "runs": runs,
-        "steps": len(expected[0]),
-        "undisturbed_seconds": round(length, 1),
-        "kills": dict(Counter(kind for result in rounds for kind in result["struck"])),
-        "starts": sum(result["starts"] for result in rounds),
-        "failures": failures,
-    }
-
-
-def main() -> int:
-    """Run from the command line; 1 if any run differs."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=30)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="where to work; kept (default: a temporary)")
-    parser.add_argument("--report", type=Path, help="also write the result here")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = options.folder or Path(temporary)
-        result = torture(options.runs, folder, seed=options.seed)
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.report:
-        options.report.write_text(text + "\n")
-    return 1 if result["failures"] else 0
+    return {"steps": len(expected[0]), "undisturbed_seconds": round(length, 1), **found}
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command_line(__doc__, torture, runs=30))
