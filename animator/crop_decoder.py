@@ -77,6 +77,10 @@ class CropDecoder(Protocol):
         """
         ...
 
+    def forget(self) -> None:
+        """Let go of what `look` noted."""
+        ...
+
 
 def open_crop_decoder(codec: LatentCodec, statistics: Statistics = "frame") -> CropDecoder:
     """What decodes pieces by a codec.
@@ -103,6 +107,9 @@ class PlainDecoder:
     def decode(self, latents: Tensor, number: int) -> Tensor:
         return self.codec.decode(latents)
 
+    def forget(self) -> None:
+        pass
+
 
 class BorrowingDecoder:
     """Pieces decoded by what a pass over the whole clip noted."""
@@ -122,6 +129,9 @@ class BorrowingDecoder:
         frames = decode_clip(self.decoder, scaled, chunk_size=self.codec.chunk_size, watcher=noting)
         self.notes = noting.done()
         return frames
+
+    def forget(self) -> None:
+        self.notes = None
 
     def decode(self, latents: Tensor, number: int) -> Tensor:
         if self.notes is None:

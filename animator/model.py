@@ -85,6 +85,11 @@ class Animator(nn.Module):
         )
 
     @property
+    def place(self) -> torch.device:
+        """Where inputs belong, also while the UNet's weights wait elsewhere."""
+        return next(self.pose_net.parameters()).device
+
+    @property
     def dtype(self) -> torch.dtype:
         """Type of the weights, and of the prediction."""
         return self.unet.conv_in.weight.dtype

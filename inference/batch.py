@@ -107,6 +107,11 @@ def _protect_inputs(manifest: Path, items: list[ManifestItem], out: Path) -> Non
     """Refuse outputs that would be written over an input."""
     inputs = {manifest.resolve()}
     inputs |= {path.resolve() for item in items for path in (item.reference, item.driving)}
+    if (out / SUMMARY).resolve() in inputs:
+        raise BatchError(
+            f"{out / SUMMARY} is an input, but the summary would be written over it; choose "
+            "another --out"
+        )
     for item in items:
         final = out / item.output
         for path in (final, final.with_suffix(".json"), final.with_suffix(".error.json")):

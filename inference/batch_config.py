@@ -23,6 +23,9 @@ class BatchError(ValueError):
     """A batch that cannot be started as asked; the message says what to change."""
 
 
+PATH_SETTINGS = ("provenance.certificate", "provenance.key")  # of `changes`
+
+
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:
     """What to run, on how many engines, each of how many CPUs.
@@ -64,7 +67,15 @@ class BatchConfig:
         """The fields, with paths that mean the same in a process with another working folder."""
         paths = {"out": self.out.absolute(), "model_dir": self.model_dir.absolute()}
         values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return values | paths | {"alignment": absolute_alignment(self.alignment)}
+        changes = tuple(_absolute_change(change) for change in self.changes)
+        return (
+            values
+            | paths
+            | {
+                "alignment": absolute_alignment(self.alignment),
+                "changes": changes,
+            }
+        )
 
     def engine_options(self) -> dict[str, Any]:
         """How the engine is opened."""
@@ -133,3 +144,10 @@ def _object(value: Any) -> Mapping[str, Any]:
 
 def _whole(value: Any, otherwise: int) -> int:
     return value if isinstance(value, int) and value > 0 else otherwise
+
+
+def _absolute_change(change: str) -> str:
+    name, equals, value = change.partition("=")
+    if name.strip() in PATH_SETTINGS and value.strip():
+        return f"{name}{equals}{Path(value.strip()).absolute()}"
+    return change

@@ -85,7 +85,8 @@ class EngineActor:
         request = AnimationRequest.from_json({**task.request, "output": staged})
         shape = dict(task.shape)
         if task.frames > RESUMED_FRAMES:
-            shape["work"] = task.states
+            # What it holds may be of another precision, made on another kind of node.
+            shape |= {"work": task.states, "replace_work": True}
         try:
             made = engine.run(request, **shape)
             record = {

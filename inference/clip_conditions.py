@@ -16,7 +16,7 @@ from pipelines.faces import Face
 
 def moved(conditions: Conditions, poses: PoseImages, animator: Animator) -> Conditions:
     """Conditions for a replica of the animator, on its device."""
-    place = next(animator.parameters()).device
+    place = animator.place
     return Conditions(
         conditions.context.to(place),
         PoseFeatures(animator.pose_net, poses),
@@ -33,7 +33,7 @@ def faces_of(
     if len(alignment.people) < 2:
         # Whoever is animated alone has the face that was chosen.
         return {} if face is None else {alignment.main.reference: face}
-    return faces_of_people(reference.keypoints, reference.score, faces, face)
+    return faces_of_people(reference.keypoints, reference.score, faces, face, reference.threshold)
 
 
 def regions_of(alignment: Retargeted, poses: PoseImages, latents: Tensor) -> ClipRegions | None:

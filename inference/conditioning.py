@@ -187,7 +187,7 @@ def encode_reference(
         frame: how it is fitted into the model's size.
         seed: of the noise that the model's configuration adds to it.
     """
-    place = next(animator.parameters()).device
+    place = animator.place
     framed = frame.image(reference)
     image = to_tensor(framed)[None].to(place)
     embeddings = [_embedding(encoder, reference, framed, face, frame) for face in faces]

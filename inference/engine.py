@@ -108,6 +108,7 @@ class AnimationEngine:
         size: tuple[int, int] | None = None,
         work: Path | None = None,
         resumable: bool = False,
+        replace_work: bool = False,
     ) -> dict[str, Any]:
         """Write `request.output` and the record `NAME.json` beside it; returns the record.
 
@@ -120,6 +121,7 @@ class AnimationEngine:
                 from there after it was ended, with the same result; it is removed at the end.
             resumable: use `.NAME.work` beside the output for that where the clip has more than
                 `LONG` frames; what it holds of another request is removed.
+            replace_work: remove what `work` holds of another request, instead of refusing it.
 
         Raises:
             AnimationError, ValueError: for input that cannot be animated.
@@ -146,7 +148,7 @@ class AnimationEngine:
                 models["alignment"] = self.pipeline.alignment_model
         place = None
         if work is not None or (resumable and len(driving_pose.score) > LONG):
-            place = self._work_place(request, work)
+            place = self._work_place(request, work, replace=replace_work or work is None)
 
         def sampled(done: int, steps: int) -> None:
             progress(READ + (SAMPLED - READ) * done / steps, f"step {done}/{steps}")
@@ -183,7 +185,8 @@ class AnimationEngine:
                     box = [round(float(side), 4) for side in face.box]
                     record["face"] = {"chosen": request.reference_face, "box": box}
                 if self._signer is not None:
-                    self._signer.sign(staged, record["models"], request.output.name)
+                    title = f"{request.reference.name} moved by {request.driving.name}"
+                    self._signer.sign(staged, record["models"], title)
                 self._publish(request.output, staged, record)
             finally:
                 staged.unlink(missing_ok=True)
@@ -198,8 +201,23 @@ class AnimationEngine:
                 f"{request.output}: the output is an H.264 video, so its name must end in .mp4."
             )
         check_inputs(request.reference, request.driving)
+        inputs = {path.resolve() for path in (request.reference, request.driving)}
+        for path in (request.output, request.output.with_suffix(".json")):
+            if path.resolve() in inputs:
+                raise AnimationError(f"{path}: would be written over an input; give another name.")
+            if path.is_dir():
+                raise AnimationError(f"{path}: is a folder; give another name.")
+        folder = request.output.absolute().parent
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise AnimationError(
+                f"{folder}: nothing can be written there"
+                f"{'' if there.is_dir() else f', as {there} is a file'}; give another folder."
+            )
 
-    def _work_place(self, request: AnimationRequest, work: Path | None) -> WorkPlace:
+    def _work_place(
+        self, request: AnimationRequest, work: Path | None, *, replace: bool
+    ) -> WorkPlace:
         """The folder that was asked for, or one beside the output; model and inputs by content."""
         if self._model_fingerprint is None:
             self._model_fingerprint = model_fingerprint(self.model_dir)
@@ -211,7 +229,7 @@ class AnimationEngine:
             work or request.output.with_name(f".{request.output.stem}.work"),
             self._model_fingerprint,
             inputs=json.dumps([found, seen_by, self.pipeline.alignment_model]),
-            replace=work is None,
+            replace=replace,
         )
 
     def _meter(self, stream: AnimationStream, image: np.ndarray, face: Face | None) -> SeamMeter:
@@ -286,9 +304,9 @@ class AnimationEngine:
     @staticmethod
     def _publish(output: Path, staged: Path, record: dict[str, Any]) -> None:
         record["file"] = {"bytes": staged.stat().st_size, "sha256": sha256_file(staged)}
-        os.replace(staged, output)
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
         write_atomic(output.with_suffix(".json"), text.encode())
+        os.replace(staged, output)  # last: a video that is there has its own record
 
     def _record(
         self,

@@ -12,12 +12,18 @@ class FaceCurve:
         self._loss: dict[int, dict[int, float]] = defaultdict(lambda: defaultdict(float))
         self._faces: dict[int, dict[int, int]] = defaultdict(lambda: defaultdict(int))
         self._seconds: dict[int, float] = defaultdict(float)
+        self._begin: dict[int, list[float]] = defaultdict(lambda: [0.0, 0])
         self._end = [0.0, 0]
 
     def add(self, step: int, iteration: int, measured: Sequence[tuple[float, int]]) -> None:
         """Sums of losses and numbers of faces of an iteration, before its update."""
         self._loss[step][iteration] += sum(loss for loss, _ in measured)
         self._faces[step][iteration] += sum(faces for _, faces in measured)
+
+    def begin(self, step: int, measured: Sequence[tuple[float, int]]) -> None:
+        """The same of every chunk of a portion, each before its first update."""
+        self._begin[step][0] += sum(loss for loss, _ in measured)
+        self._begin[step][1] += sum(faces for _, faces in measured)
 
     def end(self, loss: float, faces: int) -> None:
         """The same after the last update of all."""
@@ -35,13 +41,14 @@ class FaceCurve:
             for step, losses in self._loss.items()
             for i, loss in losses.items()
         ]
-        return [rows, list(self._seconds.items()), self._end]
+        return [rows, list(self._seconds.items()), self._end, list(self._begin.items())]
 
     @classmethod
     def of_state(cls, state: list[Any]) -> "FaceCurve":
         """What `state` gave."""
         curve = cls()
-        rows, seconds, curve._end = state
+        rows, seconds, curve._end, begun = state
+        curve._begin.update(begun)
         for step, i, loss, faces in rows:
             curve.add(step, i, [(loss, faces)])
         for step, own in seconds:
@@ -63,7 +70,7 @@ class FaceCurve:
                     "loss": [
                         round(losses[i] / faces[i], 5) if faces[i] else None for i in sorted(losses)
                     ],
-                    "faces": faces[0],
+                    "faces": int(self._begin[step][1]),
                     "seconds": round(self._seconds[step], 3),
                 }
             )
@@ -71,8 +78,9 @@ class FaceCurve:
             "steps": steps,
             "seconds": round(sum(self._seconds.values()), 3),
         }
-        if steps and steps[0]["loss"][0] is not None:
-            record["similarity_first"] = round(1 - steps[0]["loss"][0], 4)
+        loss, faces = self._begin[steps[0]["step"]] if steps else (0.0, 0)
+        if faces:
+            record["similarity_first"] = round(1 - loss / faces, 4)
         if self._end[1]:
             record["similarity_last"] = round(1 - self._end[0] / self._end[1], 4)
         return record

@@ -106,6 +106,10 @@ class FaceOptimizer:
                 latents.split(self.config.portion), frames.split(self.config.portion), strict=True
             )
         ]
+        if (step + 1) % self.config.refresh == 0 or step + 1 >= self._num_steps:
+            # The memory is the network's until the next pass.
+            self._decoder.forget()
+            self._noted = None
         self.curve.took(step, time.perf_counter() - begun)
         if self._folder is not None:
             write_atomic(self._folder / _state_file(step + 1), self._state())
@@ -155,6 +159,11 @@ class FaceOptimizer:
             **self.curve.record(),
         }
 
+    @property
+    def _num_steps(self) -> int:
+        """Steps in which faces are refined."""
+        return min(self.config.steps, self.num_steps)
+
     def _refine(self, latents: Tensor, numbers: Sequence[int], step: int) -> Tensor:
         pieces = self._prepared(latents, numbers, step)
         if not pieces:
@@ -166,12 +175,14 @@ class FaceOptimizer:
             chunks = sorted({piece.chunk for piece in pieces})
             share = max(1, round(self.config.key_frames * len(chunks)))
             latest: dict[int, tuple[float, int]] = {}  # loss and faces of each chunk
+            first: dict[int, tuple[float, int]] = {}  # the same before its first update
             before: float | None = None
             for iteration in range(self.config.iterations):
                 turn = [chunks[(iteration * share + i) % len(chunks)] for i in range(share)]
                 adam.zero_grad(set_to_none=True)
                 for chunk in turn:
                     latest[chunk] = self._chunk([p for p in pieces if p.chunk == chunk], copies)
+                    first.setdefault(chunk, latest[chunk])
                 self._drop_broken(copies)
                 adam.step()
                 self.curve.add(step, iteration, [latest[chunk] for chunk in turn])
@@ -182,8 +193,9 @@ class FaceOptimizer:
                     if before is not None and before - now < self.config.min_gain:
                         break
                     before = now
+        self.curve.begin(step, list(first.values()))
         refined = torch.stack([copy.detach() for copy in copies])
-        if step == min(self.config.steps, self.num_steps) - 1:
+        if step == self._num_steps - 1:
             with torch.no_grad():
                 losses = torch.cat([self._losses(piece, refined) for piece in pieces])
             losses = losses[losses.isfinite()]
@@ -220,7 +232,8 @@ class FaceOptimizer:
             return False
         since, frames, noted = self._noted
         same = frames == list(numbers) and noted == boxes
-        return same and 0 <= step - since < self.config.refresh
+        # Counted from the first step, so that a run that goes on from there looks at the same ones.
+        return same and since // self.config.refresh == step // self.config.refresh
 
     def _chunk(self, pieces: Sequence[FacePiece], copies: Sequence[Tensor]) -> tuple[float, int]:
         """Add the gradients of a chunk's pieces to the frames'; the sum of losses, and faces."""

@@ -70,7 +70,9 @@ def open_face_optimizer(
     if faces is None:
         faces = {0: face}
         if encoder.recogniser is not None and len(alignment.people) > 1:
-            faces = faces_of_people(*people, encoder.recogniser.detect(picture), face)
+            faces = faces_of_people(
+                *people, encoder.recogniser.detect(picture), face, reference_pose.threshold
+            )
     targets = torch.zeros(driving_pose.score.shape[1], 0)
     references: dict[int, ReferenceFace] = {}
     for pair in alignment.people:

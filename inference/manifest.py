@@ -21,6 +21,7 @@ from pipelines.pose_file import FilePoseBackend
 from pipelines.shards import sha256_file
 
 KEYS = ("reference", "driving", "output", *OPTION_KINDS, "size", "framing", "id")
+MAX_INPUT_BYTES = 4 << 30  # what videos are limited to
 MAX_BYTES = 64 << 20
 MAX_ITEMS = 100_000
 MAX_NAME_BYTES = 200  # leaves room for the suffixes of records within the usual 255
@@ -127,8 +128,10 @@ def _read(path: Path) -> str:
 def _parse_line(line: str, number: int, folder: Path, digests: dict[Path, str]) -> ManifestItem:
     try:
         data = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = getattr(error, "msg", "nested too deeply")
+    except RecursionError:
+        raise RequestError("not JSON (nested too deeply); expected one object a line") from None
+    except ValueError as error:  # not JSON, or a number of thousands of digits
+        reason = getattr(error, "msg", "a number that is too long")
         raise RequestError(f"not JSON ({reason}); expected one object a line") from None
     if not isinstance(data, dict):
         raise RequestError(f"{type(data).__name__} given, expected a JSON object in braces")
@@ -171,7 +174,7 @@ def _parse_line(line: str, number: int, folder: Path, digests: dict[Path, str]) 
 def _text(data: Mapping[str, Any], key: str) -> str | None:
     value = data.get(key)
     if value is not None and (not isinstance(value, str) or not value.strip()):
-        raise RequestError(f"{key!r} is {value!r}, expected a text")
+        raise RequestError(f"{key!r} is {repr(value)[:80]}, expected a text")
     return value
 
 
@@ -185,7 +188,13 @@ def _input_file(data: Mapping[str, Any], key: str, folder: Path) -> Path:
     except (OSError, ValueError):
         found = False
     if not found:
-        raise RequestError(f"{key!r} is {text!r}, but {str(path)!r} is no file; correct the path")
+        raise RequestError(
+            f"{key!r} is {text[:200]!r}, but {str(path)[:200]!r} is no file; correct the path"
+        )
+    if path.stat().st_size > MAX_INPUT_BYTES:
+        raise RequestError(
+            f"{key!r} is {text[:200]!r}, more than {MAX_INPUT_BYTES >> 30} GiB; give a smaller file"
+        )
     return path
 
 

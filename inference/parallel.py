@@ -31,7 +31,7 @@ def replicas(animator: Animator, devices: Sequence[str]) -> list[Animator]:
     """
     if not devices:
         return [animator]
-    own = next(animator.parameters()).device
+    own = animator.place
     made: list[Animator] = []
     for name in devices:
         try:
@@ -80,11 +80,19 @@ class WindowedDenoiser:
         """Frames and shares `(W, C, h, w)` of the prediction, on the host, in order."""
         since_refresh = step % self.refresh_every
         windows = list(self.plan(step - since_refresh))
+        if not since_refresh:
+            self._forget()
         groups = [windows[i : i + self.batch] for i in range(0, len(windows), self.batch)]
         predictions = self._predictions(groups, read, sigma, refresh=not since_refresh)
         for group, predicted in zip(groups, predictions, strict=True):
             for window, own in zip(group, predicted, strict=True):
                 yield window.frames, own * window.shares.reshape(-1, 1, 1, 1)
+
+    def _forget(self) -> None:
+        """Drop the features of windows as they lay before."""
+        for denoiser in self.denoisers:
+            if denoiser.cache is not None:
+                denoiser.cache.clear()
 
     def _predictions(
         self,

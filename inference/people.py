@@ -12,11 +12,13 @@ from torch import Tensor
 from animator.keypoints import KEYPOINT_NAMES
 from animator.similarity import joint_centres
 from pipelines.faces import Face
+from pipelines.pose import box_overlap
 
 HEAD = [
     KEYPOINT_NAMES.index(name)
     for name in ("nose", "right_eye", "left_eye", "right_ear", "left_ear")
 ]
+SAME_FACE = 0.5  # overlap from which two boxes are one face
 SEEN_FOR = 0.2  # share of the frames of who is seen most, from which somebody counts
 
 
@@ -77,21 +79,28 @@ def _across(points: Tensor, seen: Tensor) -> Tensor:
 
 
 def faces_of_people(
-    keypoints: np.ndarray, score: np.ndarray, faces: Sequence[Face], main: Face | None
+    keypoints: np.ndarray,
+    score: np.ndarray,
+    faces: Sequence[Face],
+    main: Face | None,
+    threshold: float,
 ) -> dict[int, Face]:
-    """Faces of a picture by the person whose head is nearest.
+    """Faces of a picture by the person whose head is nearest, a face to one person alone.
 
     Args:
         keypoints: `(P, K, 2)` in 0..1 of the picture, the main person first.
-        score: 0 for joints that are not seen, `(P, K)`.
+        score: `(P, K)`.
+        threshold: score from which a joint is seen.
         faces: largest first; one far from every head is nobody's.
         main: the main person's, whatever else is near.
     """
     owners = {} if main is None else {0: main}
     for face in faces:
+        if main is not None and box_overlap(face.box, main.box) > SAME_FACE:
+            continue
         centre = (face.box[:2] + face.box[2:]) / 2
         away = np.linalg.norm(keypoints[:, HEAD] - centre, axis=-1)
-        away = np.where(score[:, HEAD] > 0, away, np.inf).min(1)
+        away = np.where(score[:, HEAD] >= threshold, away, np.inf).min(1)
         person = int(away.argmin())
         if away[person] <= float((face.box[2:] - face.box[:2]).max()):
             owners.setdefault(person, face)

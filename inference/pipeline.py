@@ -129,7 +129,7 @@ class AnimationPipeline:
 
     @property
     def device(self) -> torch.device:
-        return next(self.animator.parameters()).device
+        return self.animator.place
 
     def __call__(
         self,
@@ -229,8 +229,8 @@ class AnimationPipeline:
                 "context": encoded.context,
                 "reference": encoded.latents,
                 "aligned": torch.from_numpy(alignment.keypoints),
-                "keypoints": torch.from_numpy(driving_pose.keypoints),
-                "score": torch.from_numpy(driving_pose.score),
+                "keypoints": torch.tensor(driving_pose.keypoints),
+                "score": torch.tensor(driving_pose.score),
             }
         )
         aligned, keypoints, score = (kept[n].numpy() for n in ("aligned", "keypoints", "score"))
@@ -312,6 +312,8 @@ class AnimationPipeline:
         """Change the model as the settings have it; what cannot be undone is refused."""
         if speed.prepared == self._prepared:
             return
+        if speed.offload and self._replicas[0]:
+            raise ValueError("Got speed.offload with devices, but expected one of them.")
         if self._prepared != SpeedConfig().prepared:
             raise ValueError(
                 f"Got {speed}, but the model was prepared for another: load it again, or keep "

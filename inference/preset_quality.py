@@ -52,7 +52,10 @@ class IdentityJudge:
                 torch.from_numpy(every[part, self.person])
                 for every in (self.places.landmarks, self.places.boxes)
             )
-            embeddings = self.reader.embed(to_tensor(whole), points, boxes)
+            place = self.target.device
+            embeddings = self.reader.embed(
+                to_tensor(whole).to(place), points.to(place), boxes.to(place)
+            )
             found.append(similarities(embeddings, self.target))
         return float(torch.cat(found).mean())
 
@@ -90,7 +93,7 @@ def open_judge(
     person = alignment.main.driving
     if optimizer is None or face is None or not optimizer.places.visible[:, person].any():
         return None
-    reader, target = optimizer.reader, optimizer.targets[person].cpu()
+    reader, target = optimizer.reader, optimizer.targets[person]
     if encoder.recogniser is None and network is not None and np.isfinite(face.landmarks).all():
         reader = FaceReader(arcface(network, torch.device("cpu")))
         points, box = (

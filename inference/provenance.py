@@ -147,7 +147,7 @@ class Signer:
 
         Args:
             models: name and licence of each model that took part, from the output's record.
-            title: the name that the video will have.
+            title: what the video is called in it.
 
         Raises:
             ProvenanceError: where signing fails; the video is as it was.

@@ -34,11 +34,16 @@ class ClipRegions:
         self.size = size
         self.threshold = threshold
         self.device = device
+        self._kept: dict[int, Tensor] = {}  # of frames, as they are asked for in every step
 
     def __getitem__(self, frames: list[int], /) -> Tensor:
         """Those of some frames, `(t, h, w)`."""
-        chosen = self.keypoints[frames], self.score[frames]
-        return person_regions(*chosen, self.size, self.threshold).to(self.device)
+        missing = [frame for frame in frames if frame not in self._kept]
+        if missing:
+            chosen = self.keypoints[missing], self.score[missing]
+            found = person_regions(*chosen, self.size, self.threshold).byte()
+            self._kept.update(zip(missing, found, strict=True))
+        return torch.stack([self._kept[frame] for frame in frames]).to(self.device).long()
 
     def to(self, device: torch.device) -> "ClipRegions":
         """The same, wanted on another device."""

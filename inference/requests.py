@@ -8,6 +8,7 @@ from typing import Any
 
 MAX_SEED = 2**32 - 1
 MAX_STEPS = 200
+MAX_PIXELS = 4096 * 4096
 MAX_GUIDANCE = 30.0
 MAX_FACES = 100
 OPTION_KINDS = {"seed": int, "steps": int, "guidance": float, "reference_face": int}
@@ -43,6 +44,8 @@ class AnimationOptions:
             raise RequestError(
                 f"guidance is {self.guidance!r}, expected a number from 0 to {MAX_GUIDANCE:g}"
             )
+        if self.guidance is not None:  # 3 and 3.0 are the same work
+            object.__setattr__(self, "guidance", float(self.guidance))
 
     @classmethod
     def from_text(cls, fields: Mapping[str, str]) -> "AnimationOptions":
@@ -91,4 +94,9 @@ def parse_size(text: str, name: str = "size") -> tuple[int, int]:
     found = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text.strip().lower())
     if found is None:
         raise RequestError(f"{name} is {text[:40]!r}, expected height and width as 1024x576")
-    return int(found[1]), int(found[2])
+    height, width = int(found[1]), int(found[2])
+    if height * width > MAX_PIXELS:
+        raise RequestError(
+            f"{name} is {height}x{width}, expected at most {MAX_PIXELS} pixels in all (4096x4096)"
+        )
+    return height, width

@@ -4,6 +4,7 @@ Exact to rounding: `compile`, `channels_last`. Exact in every bit: `offload`. Tr
 (see `animator.feature_cache`) and `linears`, which `inference.presets` bundles.
 """
 
+import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -82,7 +83,8 @@ def prepare(animator: Animator, config: SpeedConfig, *, backend: str = "inductor
         _offload(animator)
     if config.compile:
         for block in repeated_blocks(animator):
-            block.compile(backend=backend, dynamic=False)
+            # Each has its own count of variants: all share code, of which torch keeps eight.
+            block.compile(backend=backend, dynamic=False, isolate_recompiles=True)
 
 
 def repeated_blocks(animator: Animator) -> Iterable[nn.Module]:
@@ -109,11 +111,16 @@ def _quantise(animator: Animator) -> None:
 
 
 def _offload(animator: Animator) -> None:
-    place: Any = next(animator.parameters()).device
+    place: Any = animator.place
     if place.type != "cuda":
         raise ValueError(
             f"Got speed.offload with the model on {place.type}, but expected a GPU: there is "
             "nowhere to offload to."
+        )
+    if importlib.util.find_spec("accelerate") is None:
+        raise ValueError(
+            "Got speed.offload, for which diffusers needs the package accelerate: "
+            "pip install accelerate."
         )
     animator.unet.enable_group_offload(
         onload_device=place,

@@ -12,8 +12,9 @@ Shapes: T frames of a clip, t of a portion, C latent channels, h w latent size.
 import hashlib
 import json
 import os
-import shutil
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -29,6 +30,11 @@ from pipelines.shards import write_atomic
 
 FORMAT = 2  # of a work folder; another one's states are not continued
 STATE, CONDITIONS, LOCK = "state.json", "conditions.safetensors", "lock"
+# All that a work folder holds, what a kill left of a file that was being written included.
+OWN = re.compile(
+    r"lock|(latents-\d+|predicted|corrected)\.f32"
+    r"|\.?(state\.json|conditions\.safetensors|faces-\d+\.npz)(\.\d+\.tmp)?"
+)
 _BYTES = 4  # of a float32
 
 
@@ -228,7 +234,11 @@ class ClipStates:
         """Close, and remove the work folder: what it was for is done."""
         self.close()
         if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            with suppress(OSError):
+                for path in self.folder.iterdir():
+                    if OWN.fullmatch(path.name):
+                        path.unlink(missing_ok=True)
+                self.folder.rmdir()  # what somebody else put there stays
 
     def _open(self, folder: Path, replace: bool) -> None:
         self._lock = FolderLock(folder, LOCK, "run")
@@ -245,8 +255,9 @@ class ClipStates:
                     "remove the folder or give another."
                 )
             if not self.step:
-                for path in (folder / STATE, folder / CONDITIONS, *folder.glob("*.f32")):
-                    path.unlink(missing_ok=True)
+                for path in folder.iterdir():
+                    if path.name != LOCK and OWN.fullmatch(path.name):
+                        path.unlink(missing_ok=True)
                 sync(folder)
         except BaseException:
             self.close()
@@ -254,17 +265,7 @@ class ClipStates:
 
     @staticmethod
     def _refuse_foreign(folder: Path) -> None:
-        own = (
-            LOCK,
-            CONDITIONS,
-            f".{STATE}.",
-            f".{CONDITIONS}.",
-            "latents-",
-            "faces-",
-            "predicted.",
-            "correct",
-        )
-        foreign = [path.name for path in folder.iterdir() if not path.name.startswith(own)]
+        foreign = [path.name for path in folder.iterdir() if not OWN.fullmatch(path.name)]
         if foreign:
             raise WorkFolderError(
                 f"{folder}: holds other files ({min(foreign)}), expected an empty folder or none: "

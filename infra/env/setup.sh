@@ -43,8 +43,9 @@ if [ ! -x "$venv/bin/pip" ]; then
 fi
 
 echo "setup: installing the pinned packages into $venv (a few minutes the first time)"
-# pip notes every link that it passes over; only its errors are worth reading.
-DS_BUILD_OPS=0 PIP_DISABLE_PIP_VERSION_CHECK=1 "$venv/bin/python" -m pip install -q \
+# pip notes every link that it passes over; only its errors are worth reading. Python compiles what
+# it imports; all else of a hundred packages need not be.
+DS_BUILD_OPS=0 PIP_DISABLE_PIP_VERSION_CHECK=1 "$venv/bin/python" -m pip install -q --no-compile \
   --constraint constraints.txt --editable '.[dev]' >"$log" 2>&1 ||
   { grep -v 'is ignored' "$log" | tail -n 30 >&2; fail "pip could not install the packages (above)."; }
 

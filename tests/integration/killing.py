@@ -141,7 +141,8 @@ def run_to_the_end(
         if left:
             kind, moment = left.pop(0)
             wait(moment, driver)
-            while driver.poll() is None:
+            deadline = time.monotonic() + LIMIT_SECONDS
+            while driver.poll() is None and time.monotonic() < deadline:
                 if strike(kind, driver):
                     struck.append(kind)
                     break
@@ -178,7 +179,7 @@ def repeat(
     Returns:
         `runs`, `kills` by kind, `starts`, and `failures`, empty if all is well.
     """
-    failures, rounds = [], []
+    failures, rounds, plans = [], [], []
     for number in range(runs):
         out = folder / f"run-{number:03d}"
         kinds, result, found = one(number, out)
@@ -186,15 +187,22 @@ def repeat(
         if left := orphans(nodes):
             wrong.append(f"{left} processes were left running")
         rounds.append(result)
+        plans.append(kinds)
         if wrong:
             log = (folder / f"{out.name}.log").read_text()[-1500:]
             failures.append({"run": number, "kinds": [*kinds], "wrong": wrong, "log": log})
         else:
             shutil.rmtree(out)
         print(f"{number + 1}/{runs} {result} {wrong or 'ok'}", file=sys.stderr, flush=True)
+    planned = Counter(kind for kinds in plans for kind in kinds)
+    struck = Counter(kind for result in rounds for kind in result["struck"])
+    # A driver may end before its moment, but not each time.
+    never = [kind for kind, count in planned.items() if count > 3 and not struck[kind]]
+    if never:
+        failures.append({"wrong": [f"no {kind} was ever killed" for kind in never]})
     return {
         "runs": runs,
-        "kills": dict(Counter(kind for result in rounds for kind in result["struck"])),
+        "kills": dict(struck),
         "starts": sum(result["starts"] for result in rounds),
         "failures": failures,
     }

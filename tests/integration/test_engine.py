@@ -308,3 +308,17 @@ def test_a_signed_video_names_its_models_and_its_record_has_its_hash(model, file
     assert "face_detector" in json.dumps(reader.get_active_manifest())
     assert record["provenance"]["c2pa"]
     assert record["file"]["sha256"] == sha256_file(output)
+
+
+def test_an_output_that_cannot_be_or_must_not_be_is_refused_before_any_work(model, files, tmp_path):
+    engine = AnimationEngine(model)
+    before = files["clip"].read_bytes()
+    (tmp_path / "folder.mp4").mkdir()
+    for output, said in (
+        (files["clip"], "over an input"),
+        (tmp_path / "folder.mp4", "is a folder"),
+        (files["picture"] / "me.mp4", "nothing can be written there, as .* is a file"),
+    ):
+        with pytest.raises(AnimationError, match=said):
+            engine.run(request(files, output))
+    assert files["clip"].read_bytes() == before

@@ -162,6 +162,8 @@ def torture(runs: int, folder: Path, *, seed: int = 0, kinds: Sequence[str] = KI
         whole = folder / "whole"
         length = undisturbed(start(shards, whole, nodes.address), folder / "whole.log")
         expected = outcome(whole)
+        if not expected[1]:
+            raise RuntimeError("the undisturbed run released no weights to compare")
         last = len(expected[0]) - 1
 
         def one(number: int, out: Path) -> tuple[list[str], Result, Iterator[str]]:

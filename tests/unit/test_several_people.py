@@ -153,9 +153,20 @@ def test_an_order_of_other_people_is_refused(
 def test_faces_go_to_the_nearest_head_and_stray_ones_to_nobody() -> None:
     people = pose(0.75, 0.25)
     stray = Face(box=np.array([0.45, 0.9, 0.5, 0.95], np.float32), score=0.9)
-    found = faces_of_people(people.keypoints, people.score, [stray, LEFT, RIGHT], None)
+    found = faces_of_people(people.keypoints, people.score, [stray, LEFT, RIGHT], None, 0.3)
     assert found[0] is RIGHT
     assert found[1] is LEFT
     assert len(found) == 2
     unseen = np.where(np.arange(2)[:, None] == 1, 0, people.score)
-    assert set(faces_of_people(people.keypoints, unseen, [LEFT], RIGHT)) == {0}
+    assert set(faces_of_people(people.keypoints, unseen, [LEFT, RIGHT], RIGHT, 0.3)) == {0}
+
+
+def test_a_face_is_one_persons_also_where_another_unsure_head_lies_on_it() -> None:
+    people = pose(0.75, 0.25)
+    keypoints, score = people.keypoints.copy(), people.score.copy()
+    keypoints[1] = keypoints[0]
+    twin = Face(box=RIGHT.box + 0.01, score=0.8)  # the main face, found once more
+    found = faces_of_people(keypoints, score, [twin, LEFT], RIGHT, 0.3)
+    assert set(found) == {0}
+    score[1] = 0.1
+    assert set(faces_of_people(keypoints, score, [twin], None, 0.3)) == {0}

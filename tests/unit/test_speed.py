@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from animator.config import tiny
+from animator.feature_cache import FeatureCache
 from animator.model import Animator
 from inference.guidance import Conditions, GuidanceConfig, GuidedDenoiser
 from inference.parallel import WindowedDenoiser
@@ -84,6 +85,25 @@ def test_cache_does_not_depend_on_the_number_of_devices(animator: Animator) -> N
     shared = predictions([animator, copy.deepcopy(animator)], speed)
     for one, two in zip(alone, shared, strict=True):
         assert torch.equal(one, two)
+
+
+def test_cache_of_windows_that_move_is_used_throughout_and_does_not_grow(
+    animator: Animator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caches = []
+
+    class Kept(FeatureCache):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            caches.append(self)
+
+    monkeypatch.setattr("inference.speed.FeatureCache", Kept)
+    one_step = predictions([animator], SpeedConfig(cache_every=2), steps=1)
+    ten_steps = predictions([animator], SpeedConfig(cache_every=2), steps=10)
+    assert len(one_step) == 1
+    assert len(ten_steps) == 10
+    assert caches[1].num_bytes <= 1.5 * caches[0].num_bytes
+    assert caches[1].shallow_calls == caches[1].whole_calls
 
 
 def test_channels_last_changes_no_more_than_rounding(animator: Animator) -> None:

@@ -186,3 +186,29 @@ def test_a_continued_run_gets_the_conditions_of_its_beginning(tmp_path):
     again.remove()
     afresh = ClipStates(SHAPE, tmp_path / "work", "a request")
     assert afresh.kept(conditions(3.0))["context"].tolist() == [3, 3]
+
+
+def test_what_a_kill_left_before_the_first_step_is_no_obstacle(tmp_path):
+    work = tmp_path / "work"
+    work.mkdir()
+    for name in (".faces-1.npz.77.tmp", "faces-1.npz", ".state.json.12.tmp", "latents-0.f32"):
+        (work / name).write_bytes(b"half")
+    states = ClipStates(SHAPE, work)
+    assert not list(work.glob("faces*"))
+    assert not list(work.glob(".*"))
+    states.remove()
+    assert not work.exists()
+
+
+@pytest.mark.parametrize("name", ["faces-me.jpg", "latents-00000.tar", "lockscreen.png", ".hidden"])
+def test_files_that_only_look_like_ours_are_never_removed(tmp_path, name):
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / name).write_text("mine")
+    with pytest.raises(WorkFolderError, match="holds other files"):
+        ClipStates(SHAPE, work)
+    (work / name).unlink()
+    states = ClipStates(SHAPE, work)
+    (work / name).write_text("mine")
+    states.remove()
+    assert [path.name for path in work.iterdir()] == [name]
