@@ -14,7 +14,7 @@ from torch import Tensor
 
 from animator.latents import LatentCodec
 from inference.conditioning import to_frames
-from inference.face_optimization import FaceOptimizer
+from inference.faces.optimizer import FaceOptimizer
 from inference.pose_features import PoseImages
 from inference.retarget import Retargeted
 from inference.states import ClipStates

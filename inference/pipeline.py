@@ -26,7 +26,7 @@ from inference.conditioning import (
     encode_reference,
     reference_key,
 )
-from inference.face_setup import open_face_optimizer
+from inference.faces.setup import open_face_optimizer
 from inference.guidance import Conditions, GuidedDenoiser
 from inference.noise import ClipNoise
 from inference.parallel import WindowedDenoiser, replicas

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from inference.conditioning import ReferenceEncoder, to_tensor
-from inference.face_optimization_config import FaceOptimizationConfig
-from inference.face_places import FacePlaces
-from inference.face_setup import open_face_optimizer
-from inference.face_similarity import FaceReader, arcface, similarities
+from inference.faces.config import FaceOptimizationConfig
+from inference.faces.places import FacePlaces
+from inference.faces.setup import open_face_optimizer
+from inference.faces.similarity import FaceReader, arcface, similarities
 from inference.metrics import psnr
 from inference.perception import Pose
 from inference.retarget import Retargeted

@@ -16,7 +16,7 @@ from animator.alignment import AlignmentBlock
 from animator.clip_transform import ClipSums
 from animator.keypoints import BODY, from_isotropic, to_isotropic
 from animator.similarity import Similarity, apply, identity
-from inference.alignment_verdict import Found, PersonAlignment, judge
+from inference.alignment.verdict import Found, PersonAlignment, judge
 from inference.clip_alignment import (
     AlignmentSettings,
     FrameAlignment,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from inference.clip_alignment import AlignmentSettings
-from inference.face_optimization_config import FaceOptimizationConfig
+from inference.faces.config import FaceOptimizationConfig
 from inference.guidance import GuidanceConfig
 from inference.provenance import ProvenanceConfig
 from inference.sampler import SamplerConfig

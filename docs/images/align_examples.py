@@ -17,7 +17,7 @@ import numpy as np
 import skimage.data
 from PIL import Image, ImageDraw
 
-from inference.alignment_report import AlignmentReport, report_alignment
+from inference.alignment.report import AlignmentReport, report_alignment
 from infra.demo.clips import TAKES, Take, film, record
 from pipelines.video import encode
 

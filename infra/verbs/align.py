@@ -45,7 +45,7 @@ def align(
     Needs no model of the animator. Example: animator align --reference me.jpg --driving dance.mp4
     --report align.html
     """
-    from inference.alignment_report import AlignmentReport, report_alignment
+    from inference.alignment.report import AlignmentReport, report_alignment
     from inference.clip_alignment import AlignmentSettings
     from inference.requests import AnimationOptions
     from infra.progress import stage_bar

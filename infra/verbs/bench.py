@@ -80,7 +80,7 @@ def alignment(
 
     Example: animator bench alignment --report alignment-speed.json
     """
-    from inference.alignment_speed import AlignmentBench, bench_alignment
+    from inference.alignment.speed import AlignmentBench, bench_alignment
     from infra.progress import stage_bar
 
     config = AlignmentBench(frames=frames, repeats=repeats, alignment=block)
@@ -209,7 +209,7 @@ def hjb(
     recognition network that ANIMATOR_MODELS holds. One denoising step on the CPU; the published
     size takes long. Example: animator bench hjb talk.mp4 other.jpg --report hjb.json
     """
-    from inference.hjb_benchmark import HjbBench, bench_hjb
+    from inference.faces.benchmark import HjbBench, bench_hjb
     from infra.progress import stage_bar
 
     config = HjbBench(

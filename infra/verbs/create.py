@@ -144,7 +144,7 @@ def batch(
     Exit code 1 if a line failed. Example: animator batch jobs.jsonl --model runs/animator/model
     --out results
     """
-    from inference.batch import BatchConfig, animate_batch
+    from inference.batch.run import BatchConfig, animate_batch
     from inference.requests import parse_size
 
     config = BatchConfig(
@@ -184,8 +184,8 @@ def serve(
     Other machines reach it with --host 0.0.0.0 and a key in ANIMATOR_API_KEY.
     Example: animator serve --model runs/animator/model --port 8000
     """
-    from inference.serve import ServerConfig
-    from inference.serve import serve as run_server
+    from inference.serving.serve import ServerConfig
+    from inference.serving.serve import serve as run_server
 
     run_server(
         ServerConfig(

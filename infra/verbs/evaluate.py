@@ -51,7 +51,7 @@ def evaluate_alignment(
     Example: animator evaluate alignment --motion motion/val --report alignment.json
     --alignment runs/alignment/model --setting all
     """
-    from inference.alignment_benchmark import evaluate_alignment as measure
+    from inference.alignment.benchmark import evaluate_alignment as measure
     from infra.progress import stage_bar
 
     _check_report(report)

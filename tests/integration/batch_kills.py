@@ -102,8 +102,8 @@ def make_expected(manifest: Path, model: Path, out: Path) -> dict[str, dict[str,
     """Every item that can be made, by one engine that nobody disturbs; their records, by name."""
     import torch
 
+    from inference.batch.manifest import read_manifest
     from inference.engine import AnimationEngine
-    from inference.manifest import read_manifest
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

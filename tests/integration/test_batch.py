@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 from inference import outputs
-from inference.batch import BatchConfig, BatchError, animate_batch
-from inference.batch_plan import make_tasks
-from inference.batch_task import sweep
-from inference.batch_worker import EngineActor
-from inference.manifest import read_manifest
+from inference.batch.manifest import read_manifest
+from inference.batch.plan import make_tasks
+from inference.batch.run import BatchConfig, BatchError, animate_batch
+from inference.batch.task import sweep
+from inference.batch.worker import EngineActor
 from inference.outputs import FolderInUseError, FolderLock
 from inference.requests import RequestError
 from pipelines.ray_sizes import RunError
@@ -204,7 +204,7 @@ def test_a_killed_batch_loses_and_repeats_nothing(folder: Path) -> None:
     env = {**os.environ, "STAND_IN_LOG": str(log), "STAND_IN_SECONDS": "0.08"}
     env["PYTHONPATH"] = os.pathsep.join([str(HERE), *sys.path])
     script = (
-        "from pathlib import Path; from inference.batch import BatchConfig, animate_batch\n"
+        "from pathlib import Path; from inference.batch.run import BatchConfig, animate_batch\n"
         f"animate_batch(BatchConfig(manifest=Path({str(config.manifest)!r}),"
         f" out=Path({str(config.out)!r}), model_dir=Path({str(config.model_dir)!r}),"
         f" engine_factory={FACTORY!r}))\n"

@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from inference import outputs
-from inference.jobs import JobStore
-from inference.serve import ServeError, ServerConfig, serve
+from inference.serving.jobs import JobStore
+from inference.serving.serve import ServeError, ServerConfig, serve
 from pipelines.video import encode, probe
 
 HERE = Path(__file__).parent
@@ -49,8 +49,8 @@ class Server:
         """Start and wait until it is ready; returns the line it prints."""
         script = (
             "from pathlib import Path\n"
-            "from inference.serve import ServerConfig, serve\n"
-            "from inference.uploads import UploadLimits\n"
+            "from inference.serving.serve import ServerConfig, serve\n"
+            "from inference.serving.uploads import UploadLimits\n"
             f"serve(ServerConfig(model_dir=Path({str(self.folder / 'model')!r}),"
             f" data_dir=Path({str(self.data)!r}), port={self.port}, max_attempts=3,"
             f" lease_seconds={self.lease}, engine_factory='stand_in_engine:StandInEngine',"
@@ -312,7 +312,7 @@ def test_what_cannot_be_started_is_said_at_once(
         serve(ServerConfig(**config, host="0.0.0.0"))
     with pytest.raises(ServeError, match="engines is 0, expected 1 or more"):
         ServerConfig(**config, engines=0)
-    monkeypatch.setattr("inference.serve.PORT_SECONDS", 0.3)
+    monkeypatch.setattr("inference.serving.serve.PORT_SECONDS", 0.3)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen(1)

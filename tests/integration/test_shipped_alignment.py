@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from animator.alignment_weights import open_alignment, shipped_alignment
-from inference.alignment_benchmark import evaluate_alignment
-from inference.alignment_settings import SETTINGS
+from inference.alignment.benchmark import evaluate_alignment
+from inference.alignment.settings import SETTINGS
 from inference.clip_alignment import AlignmentSettings, align_clip, align_frames, sum_frames
 from tests.unit.test_motion import write_motion
 

@@ -13,8 +13,8 @@ from animator.keypoints import SimilarityRange, misalignment
 from animator.similarity import Similarity, apply, invert
 from animator.weights import save_model
 from inference.affine import UPPER_BODY, fit_affine
-from inference.alignment_benchmark import evaluate_alignment, misaligned_clips
-from inference.alignment_settings import SETTINGS, named_settings
+from inference.alignment.benchmark import evaluate_alignment, misaligned_clips
+from inference.alignment.settings import SETTINGS, named_settings
 from pipelines.draws import uniforms
 from pipelines.motion import MotionStore
 from tests.unit.test_cli import run

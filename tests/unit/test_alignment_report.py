@@ -9,12 +9,12 @@ import torch
 from animator.alignment_weights import CHOICES
 from animator.keypoints import from_isotropic, to_isotropic
 from animator.similarity import Similarity, apply
-from inference import alignment_verdict
-from inference.alignment_advice import ADVICE, advise, compare_forms, decide
-from inference.alignment_curves import draw_curves
-from inference.alignment_methods import compare_methods, own_transforms, pair_of
-from inference.alignment_pictures import choose_frames, draw_on, make_canvas, with_reference
-from inference.alignment_verdict import PersonAlignment
+from inference.alignment import verdict as alignment_verdict
+from inference.alignment.advice import ADVICE, advise, compare_forms, decide
+from inference.alignment.curves import draw_curves
+from inference.alignment.methods import compare_methods, own_transforms, pair_of
+from inference.alignment.pictures import choose_frames, draw_on, make_canvas, with_reference
+from inference.alignment.verdict import PersonAlignment
 from inference.clip_alignment import AlignmentSettings
 from inference.engine_factory import ALIGNMENT_WORDS
 from inference.perception import Pose

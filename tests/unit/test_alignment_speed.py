@@ -6,7 +6,7 @@ import torch
 from animator.alignment import AlignmentBlock
 from animator.config import AlignmentConfig
 from animator.weights import save_model
-from inference.alignment_speed import BASELINE, AlignmentBench, bench_alignment
+from inference.alignment.speed import BASELINE, AlignmentBench, bench_alignment
 
 
 def test_the_block_is_timed_beside_the_closed_form_on_one_thread(tmp_path):

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inference.batch_config import BatchConfig, BatchError, read_settings
-from inference.batch_plan import chunks, make_tasks, measure
-from inference.batch_progress import Meter
-from inference.batch_task import Task
-from inference.manifest import read_manifest
+from inference.batch.config import BatchConfig, BatchError, read_settings
+from inference.batch.manifest import read_manifest
+from inference.batch.plan import chunks, make_tasks, measure
+from inference.batch.progress import Meter
+from inference.batch.task import Task
 from pipelines.video import encode
 
 PEOPLE, CLIPS = ("ann", "eve", "zoe"), {"long": 9, "other": 9, "short": 4}

@@ -13,10 +13,10 @@ from torch import Tensor
 from animator.block_dct import BlockDCT
 from animator.face_embedding import FaceThumbnail
 from inference.conditioning import to_tensor
-from inference.face_optimization import FaceOptimizer
-from inference.face_optimization_config import FaceOptimizationConfig
-from inference.face_places import FacePlaces
-from inference.face_similarity import FaceReader, arcface, similarities
+from inference.faces.config import FaceOptimizationConfig
+from inference.faces.optimizer import FaceOptimizer
+from inference.faces.places import FacePlaces
+from inference.faces.similarity import FaceReader, arcface, similarities
 from pipelines.faces import Face
 
 SIZE = (160, 192)

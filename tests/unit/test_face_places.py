@@ -7,7 +7,7 @@ import pytest
 from skimage.data import astronaut
 
 from animator.keypoints import BODY, FACE, KEYPOINT_NAMES, NUM_KEYPOINTS, WHOLE_BODY
-from inference.face_places import FacePlaces, ReferenceFace, places_of_faces
+from inference.faces.places import FacePlaces, ReferenceFace, places_of_faces
 from pipelines.faces import Face
 
 SIZE = (400, 300)

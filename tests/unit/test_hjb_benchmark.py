@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from inference.hjb_benchmark import HjbBench, bench_hjb
-from inference.hjb_clip import read_clip
+from inference.faces.benchmark import HjbBench, bench_hjb
+from inference.faces.benchmark_clip import read_clip
 from pipelines.faces import InsightFaceBackend
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from inference import outputs
-from inference.job import IdempotencyError, Job, LeaseLostError, StoreError, new_job_id
-from inference.jobs import JobStore
 from inference.requests import AnimationOptions, AnimationRequest
-from inference.worker import EngineWorker, JobFiles
+from inference.serving.job import IdempotencyError, Job, LeaseLostError, StoreError, new_job_id
+from inference.serving.jobs import JobStore
+from inference.serving.worker import EngineWorker, JobFiles
 
 OPTIONS = AnimationOptions()
 
@@ -211,7 +211,8 @@ def test_a_foreign_or_newer_file_is_refused(tmp_path: Path) -> None:
 def test_acknowledged_jobs_outlive_a_killed_process(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path\n"
-        "from inference.job import new_job_id; from inference.jobs import JobStore\n"
+        "from inference.serving.job import new_job_id\n"
+        "from inference.serving.jobs import JobStore\n"
         "from inference.requests import AnimationOptions\n"
         f"store = JobStore(Path({str(tmp_path / 'db')!r}))\n"
         "while True:\n"

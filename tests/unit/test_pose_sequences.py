@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from animator.keypoints import from_isotropic
-from inference.alignment_benchmark import evaluate_alignment
+from inference.alignment.benchmark import evaluate_alignment
 from pipelines.npz_files import NpzError
 from pipelines.pose_sequences import PoseFileError, PoseSequences
 from pipelines.video import encode

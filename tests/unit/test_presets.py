@@ -14,11 +14,11 @@ from PIL import Image
 from animator.config import AnimatorConfig
 from animator.model import Animator
 from animator.weights import save_model
-from inference.batch_config import BatchConfig, read_settings
+from inference.batch.config import BatchConfig, read_settings
 from inference.conditioning import ReferenceEncoder
 from inference.engine import AnimationEngine
 from inference.evaluate import held_out
-from inference.face_optimization_config import FaceOptimizationConfig
+from inference.faces.config import FaceOptimizationConfig
 from inference.guidance import GuidanceConfig
 from inference.perception import Pose
 from inference.pipeline import AnimationPipeline

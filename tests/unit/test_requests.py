@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from inference import manifest as manifests
-from inference.manifest import read_manifest
+from inference.batch import manifest as manifests
+from inference.batch.manifest import read_manifest
 from inference.requests import AnimationOptions, AnimationRequest, RequestError
 
 

@@ -8,10 +8,10 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from inference.jobs import JobStore
-from inference.uploads import UploadLimits
-from inference.web import create_app
-from inference.worker import JobFiles
+from inference.serving.jobs import JobStore
+from inference.serving.uploads import UploadLimits
+from inference.serving.web import create_app
+from inference.serving.worker import JobFiles
 from pipelines.video import encode
 
 KEY = "a long random text"

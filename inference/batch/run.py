@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from inference import outputs
-from inference.batch_config import BatchConfig, BatchError, read_settings
-from inference.batch_plan import chunks, make_tasks, measure
-from inference.batch_progress import Meter, Standing, batch_bar
-from inference.batch_task import WORK, Task, sweep
-from inference.batch_worker import WORKERS, WORKERS_SECONDS, EngineActor, sentence
-from inference.manifest import ManifestItem, read_manifest
+from inference.batch.config import BatchConfig, BatchError, read_settings
+from inference.batch.manifest import ManifestItem, read_manifest
+from inference.batch.plan import chunks, make_tasks, measure
+from inference.batch.progress import Meter, Standing, batch_bar
+from inference.batch.task import WORK, Task, sweep
+from inference.batch.worker import WORKERS, WORKERS_SECONDS, EngineActor, sentence
 from inference.outputs import FolderLock
 from pipelines.overrides import differences
 from pipelines.progress import polling

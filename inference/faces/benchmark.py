@@ -26,11 +26,11 @@ from torch import Tensor
 
 from animator.latents import TemporalVAE
 from inference.conditioning import to_frames, to_tensor
-from inference.face_optimization import FaceOptimizer
-from inference.face_optimization_config import FaceOptimizationConfig
-from inference.face_places import FacePlaces
-from inference.face_similarity import FaceReader, arcface, similarities
-from inference.hjb_clip import FaceClip, fitted_codec, read_clip
+from inference.faces.benchmark_clip import FaceClip, fitted_codec, read_clip
+from inference.faces.config import FaceOptimizationConfig
+from inference.faces.optimizer import FaceOptimizer
+from inference.faces.places import FacePlaces
+from inference.faces.similarity import FaceReader, arcface, similarities
 from inference.peak_memory import PeakMemory
 from inference.timing import machine, summary, timed
 from pipelines.faces import InsightFaceBackend
@@ -202,9 +202,9 @@ def _rounds(
             (task / "job.json").write_text(json.dumps(job))
             # A process of its own: memory that another row freed would hide this one's peak.
             subprocess.run(
-                [sys.executable, "-m", "inference.hjb_benchmark", str(task)],
+                [sys.executable, "-m", "inference.faces.benchmark", str(task)],
                 check=True,
-                cwd=Path(__file__).resolve().parents[1],
+                cwd=Path(__file__).resolve().parents[2],
             )
             run = json.loads((task / "result.json").read_text())
             run["latents"] = load_file(str(task / "result.safetensors"))["latents"]
@@ -290,7 +290,7 @@ def _judge(
 
 def _crop_cells(reader: FaceReader, clip: FaceClip, bench: HjbBench) -> list[list[int]]:
     """Sizes of the crops, in latent cells."""
-    from inference.face_pieces import pieces_of
+    from inference.faces.pieces import pieces_of
 
     config = _configs(bench)["crop"]
     pieces = pieces_of(clip.places, range(bench.frames), reader, config, 8)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from inference.batch_task import Task
+from inference.batch.task import Task
 from pipelines.progress import Line, clock, shown
 
 

@@ -21,12 +21,12 @@ from fastapi.responses import FileResponse, JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from inference.job import IdempotencyError, Job, new_job_id
-from inference.jobs import JobStore
 from inference.outputs import sync
 from inference.requests import AnimationOptions, RequestError
-from inference.uploads import Upload, UploadError, UploadLimits, check_media
-from inference.wire import (
+from inference.serving.job import IdempotencyError, Job, new_job_id
+from inference.serving.jobs import JobStore
+from inference.serving.uploads import Upload, UploadError, UploadLimits, check_media
+from inference.serving.wire import (
     UPLOAD_FORM,
     DeletedVideo,
     Health,
@@ -35,7 +35,7 @@ from inference.wire import (
     VideoPage,
     video_object,
 )
-from inference.worker import JobFiles
+from inference.serving.worker import JobFiles
 
 MAX_KEY_LENGTH = 255
 RETRY_SECONDS = 30

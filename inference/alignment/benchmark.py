@@ -25,7 +25,7 @@ from animator.alignment_weights import SHIPPED, open_alignment
 from animator.keypoints import LEFT_RIGHT, misalignment
 from animator.similarity import Similarity, apply, compose, identity, invert, rotate
 from inference.affine import fit_affine
-from inference.alignment_settings import (
+from inference.alignment.settings import (
     DEFAULT_SETTING,
     RECORDED,
     AlignmentSetting,
@@ -88,7 +88,7 @@ def evaluate_alignment(
             measured as they are, under the one setting `recorded`.
         clips: how many clips.
         alignment: the block to measure: a choice of `animator.alignment_weights`.
-        setting: a name of `inference.alignment_settings`, or `all`.
+        setting: a name of `inference.alignment.settings`, or `all`.
         num_frames: driven frames of a clip, an even number: pairs of frames that follow each
             other, spread over the clip.
 

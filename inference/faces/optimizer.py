@@ -22,11 +22,11 @@ from torch import Tensor
 from animator.crop_decoder import Piece, open_crop_decoder
 from animator.latents import LatentCodec
 from inference.conditioning import to_frames
-from inference.face_curve import FaceCurve
-from inference.face_optimization_config import FaceOptimizationConfig
-from inference.face_pieces import FacePiece, pieces_of
-from inference.face_places import FacePlaces
-from inference.face_similarity import FaceReader, similarities
+from inference.faces.config import FaceOptimizationConfig
+from inference.faces.curve import FaceCurve
+from inference.faces.pieces import FacePiece, pieces_of
+from inference.faces.places import FacePlaces
+from inference.faces.similarity import FaceReader, similarities
 from pipelines.faces import FaceBackend
 from pipelines.overrides import to_dict
 from pipelines.shards import write_atomic

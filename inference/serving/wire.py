@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from inference.job import Job
+from inference.serving.job import Job
 
 
 class VideoFailure(BaseModel):

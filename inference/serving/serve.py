@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from inference.engine_factory import DEFAULT_FACTORY, absolute_alignment, open_engine
-from inference.jobs import MAX_ATTEMPTS, JobStore
 from inference.outputs import FolderLock
-from inference.uploads import UploadLimits
-from inference.worker import EngineWorker, JobFiles
+from inference.serving.jobs import MAX_ATTEMPTS, JobStore
+from inference.serving.uploads import UploadLimits
+from inference.serving.worker import EngineWorker, JobFiles
 
 KEY_VARIABLE = "ANIMATOR_API_KEY"
 # A server killed a moment ago leaves its HTTP process behind for about two seconds.
@@ -269,7 +269,7 @@ def _start_http(config: ServerConfig, port: int) -> None:
     from ray import serve as ray_serve
 
     def build():
-        from inference.web import create_app
+        from inference.serving.web import create_app
 
         files = JobFiles(config.data_dir)
         return create_app(

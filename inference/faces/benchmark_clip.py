@@ -26,7 +26,7 @@ from torch import Tensor
 
 from animator.latents import TemporalVAE
 from inference.conditioning import to_tensor
-from inference.face_places import FacePlaces
+from inference.faces.places import FacePlaces
 from pipelines.faces import Face, FaceBackend
 from pipelines.images import read_image
 from pipelines.video import iter_frames

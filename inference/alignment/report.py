@@ -13,8 +13,8 @@ import numpy as np
 
 from animator.alignment_weights import AUTO, open_alignment
 from animator.keypoints import BODY
-from inference.alignment_advice import advise, compare_forms, decide
-from inference.alignment_methods import (
+from inference.alignment.advice import advise, compare_forms, decide
+from inference.alignment.methods import (
     CLOSED_FORM,
     LEARNED,
     MethodResult,
@@ -23,8 +23,8 @@ from inference.alignment_methods import (
     own_transforms,
     pair_of,
 )
-from inference.alignment_page import render_page
-from inference.alignment_pictures import choose_frames
+from inference.alignment.page import render_page
+from inference.alignment.pictures import choose_frames
 from inference.clip_alignment import AlignmentSettings
 from inference.perception import AnimationError, Perception, Pose, check_inputs
 from inference.retarget import Retargeted

@@ -4,11 +4,11 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from inference.alignment_verdict import PersonAlignment
+from inference.alignment.verdict import PersonAlignment
 
 Level = Literal["trust", "look", "reject"]
 
-# A phrase of each warning that `inference.alignment_verdict` gives, and what to do about it.
+# A phrase of each warning that `inference.alignment.verdict` gives, and what to do about it.
 ADVICE = {
     "beyond the limits": "Look at the pictures: where the person stands right, leave it so. Where "
     "they are too small, large or turned, widen --max-scale or --max-rotation, or cut the picture "

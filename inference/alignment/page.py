@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from inference import alignment_pictures as pictures
-from inference.alignment_curves import draw_curves
-from inference.alignment_methods import (
+from inference.alignment import pictures
+from inference.alignment.curves import draw_curves
+from inference.alignment.methods import (
     AFFINE,
     CLOSED_FORM,
     LEARNED,
@@ -29,7 +29,7 @@ TITLES = {
     CLOSED_FORM: "closed form",
     LEARNED: "learned",
 }
-_TEMPLATE = "alignment_report.html.jinja"
+_TEMPLATE = "report.html.jinja"
 
 
 def render_page(
@@ -42,7 +42,7 @@ def render_page(
     """The page; all text is escaped.
 
     Args:
-        result: what `inference.alignment_report` found, in numbers.
+        result: what `inference.alignment.report` found, in numbers.
         reference: the picture `(H, W, 3)` and its people `(P, K, 2)`.
         driving: T frames `(H, W, 3)` and their people `(T, P, K, 2)`.
         methods: by name; the last is the one that is used.
@@ -54,7 +54,7 @@ def render_page(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["signed"] = _signed
-    source = resources.files("inference").joinpath(_TEMPLATE).read_text("utf-8")
+    source = resources.files("inference.alignment").joinpath(_TEMPLATE).read_text("utf-8")
     used = methods[result["used"]].moved
     return environment.from_string(source).render(
         result=result,

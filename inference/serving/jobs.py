@@ -16,8 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from inference.job import IdempotencyError, Job, LeaseLostError, StoreError, job_of
 from inference.requests import AnimationOptions
+from inference.serving.job import IdempotencyError, Job, LeaseLostError, StoreError, job_of
 
 SCHEMA_VERSION = 1
 MAX_ATTEMPTS = 5

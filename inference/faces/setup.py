@@ -13,10 +13,10 @@ from torch import Tensor
 
 from animator.onnx_file import OnnxError
 from inference.conditioning import ReferenceEncoder, to_tensor
-from inference.face_optimization import FaceOptimizer
-from inference.face_optimization_config import FaceOptimizationConfig
-from inference.face_places import ReferenceFace, places_of_faces
-from inference.face_similarity import FaceReader, arcface
+from inference.faces.config import FaceOptimizationConfig
+from inference.faces.optimizer import FaceOptimizer
+from inference.faces.places import ReferenceFace, places_of_faces
+from inference.faces.similarity import FaceReader, arcface
 from inference.people import faces_of_people
 from inference.perception import Pose
 from inference.retarget import Retargeted

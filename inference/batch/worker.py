@@ -1,6 +1,6 @@
 """The worker's side of a batch: one engine, one item after another, each done or recorded.
 
-No Ray in here: `inference/batch.py` has Ray Data call `EngineActor`.
+No Ray in here: `inference/batch/run.py` has Ray Data call `EngineActor`.
 """
 
 import json
@@ -13,8 +13,8 @@ from dataclasses import replace
 from typing import Any
 
 from inference import outputs
-from inference.batch_config import BatchConfig
-from inference.batch_task import Task
+from inference.batch.config import BatchConfig
+from inference.batch.task import Task
 from inference.engine_factory import Engine, open_engine
 from inference.outputs import FolderLock
 from inference.requests import AnimationRequest

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from animator.crop_decoder import Piece
-from inference.face_optimization_config import FaceOptimizationConfig
-from inference.face_places import FacePlaces
-from inference.face_similarity import FaceReader
+from inference.faces.config import FaceOptimizationConfig
+from inference.faces.places import FacePlaces
+from inference.faces.similarity import FaceReader
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from inference.alignment_methods import OwnTransforms
-from inference.alignment_verdict import PersonAlignment
+from inference.alignment.methods import OwnTransforms
+from inference.alignment.verdict import PersonAlignment
 
 MAX_DOTS = 500  # of a curve; more cannot be told apart
 _HEAVY, _LIGHT = 0.5, 0.1  # shares of the weight of the frames that count most

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from inference import outputs
 from inference.engine_factory import Engine, Progress
-from inference.job import Job, LeaseLostError
-from inference.jobs import JobStore
 from inference.requests import AnimationRequest
+from inference.serving.job import Job, LeaseLostError
+from inference.serving.jobs import JobStore
 
 IDLE_SECONDS = 0.2
 RENEW_SECONDS = 0.5

@@ -16,7 +16,7 @@ from animator.clip_transform import MAX_VOTE, outliers
 from animator.keypoints import BODY, from_isotropic, to_isotropic
 from animator.similarity import Similarity, apply, joint_centres
 from inference.affine import fit_affine
-from inference.alignment_verdict import PersonAlignment
+from inference.alignment.verdict import PersonAlignment
 from inference.clip_alignment import (
     AlignmentSettings,
     FrameAlignment,

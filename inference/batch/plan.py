@@ -13,9 +13,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from inference.batch_config import BatchConfig, model_defaults
-from inference.batch_task import Task
-from inference.manifest import ManifestItem
+from inference.batch.config import BatchConfig, model_defaults
+from inference.batch.manifest import ManifestItem
+from inference.batch.task import Task
 from pipelines.video import VideoError, probe
 
 # An engine gets so many chunks at least, so that none is busy long after the others.

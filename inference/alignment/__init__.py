@@ -1,0 +1,1 @@
+"""Alignment reported and measured: advice, pictures, a page, comparisons of methods."""

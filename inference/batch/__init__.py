@@ -1,0 +1,1 @@
+"""Offline batches: a manifest of requests, animated on Ray Data actors."""

@@ -1,0 +1,1 @@
+"""HJB face optimisation: predictions steered towards the reference's face."""

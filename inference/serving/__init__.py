@@ -1,0 +1,1 @@
+"""The job server: uploads, a durable job store, workers and the web page."""
