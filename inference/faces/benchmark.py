@@ -12,7 +12,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -27,15 +26,14 @@ from torch import Tensor
 from animator.latents import TemporalVAE
 from inference.conditioning import to_frames, to_tensor
 from inference.faces.benchmark_clip import FaceClip, fitted_codec, read_clip
+from inference.faces.benchmark_task import as_tensors
 from inference.faces.config import FaceOptimizationConfig
-from inference.faces.optimizer import FaceOptimizer
-from inference.faces.places import FacePlaces
+from inference.faces.pieces import pieces_of
 from inference.faces.similarity import FaceReader, arcface, similarities
-from inference.peak_memory import PeakMemory
-from inference.timing import machine, summary, timed
+from inference.timing import machine, summary
 from pipelines.faces import InsightFaceBackend
 from pipelines.models import locate_face_pack
-from pipelines.overrides import from_dict, to_dict
+from pipelines.overrides import to_dict
 
 BASELINE = "exact"
 AROUND = 0.25  # of the face's size, left out beside it where the background is judged
@@ -53,14 +51,23 @@ class HjbBench:
     width: int = 1024
     face: int = 112  # pixels of the face's height
     iterations: int = 10
-    chunk: int = 1  # frames decoded with gradient at a time, by all rows but the published one
+    chunk: int = 4  # frames decoded with gradient at a time, by all rows but the published one
+    portion: int = 16  # frames of a pass over whole frames, which crops borrow from
     published_frames: int = 2  # of the row that keeps all frames in one graph
     repeats: int = 1
     fit_steps: int = 400
     rows: tuple[str, ...] = ("published", "exact", "crop", "crop_alone", "key_frames")
 
     def __post_init__(self) -> None:
-        for name in ("frames", "iterations", "chunk", "published_frames", "repeats", "fit_steps"):
+        for name in (
+            "frames",
+            "iterations",
+            "chunk",
+            "portion",
+            "published_frames",
+            "repeats",
+            "fit_steps",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"Got {name} {getattr(self, name)}, but expected at least 1.")
         if self.height % 8 or self.width % 8 or min(self.height, self.width) < 128:
@@ -80,6 +87,7 @@ def _configs(bench: HjbBench) -> dict[str, FaceOptimizationConfig]:
         mode="crop",
         iterations=bench.iterations,
         chunk=bench.chunk,
+        portion=bench.portion,
         min_gain=0.0,
         detect_every=0,
         steps=1,
@@ -99,9 +107,10 @@ def bench_hjb(
     """One denoising step's refinement, in several ways.
 
     Returns:
-        `rows`: seconds and their ratio to `exact` of the same round, peak memory beyond what the
-        models and the clip take and its ratio, similarity before and after, mean change of the
-        background in grey levels (0..255); how the decoder was fitted.
+        `rows`: seconds of a run, and the ratio of seconds a frame to `exact` of the same round;
+        peak memory beyond what the models and the clip take, and its ratio; similarity before and
+        after and its raise as a share of `exact`'s, None where that raised nothing; mean change of
+        the background in grey levels (0..255). How the decoder was fitted.
 
     Raises:
         ValueError: for pictures without faces, or without a recognition network.
@@ -133,7 +142,7 @@ def bench_hjb(
         task = Path(scratch) / "task"
         task.mkdir()
         codec.vae.save_pretrained(str(task / "vae"))
-        tensors = {"latents": latents, "wanted": wanted, **_as_tensors(clip.places)}
+        tensors = {"latents": latents, "wanted": wanted, **as_tensors(clip.places)}
         save_file(tensors, str(task / "task.safetensors"))
         measured = _rounds(bench, task, detector.recogniser_path, tell)
         shown = codec.decode(latents)
@@ -141,30 +150,10 @@ def bench_hjb(
             name: _judge(codec, reader, clip, latents, shown, wanted, runs[-1]["latents"])
             for name, runs in measured.items()
         }
-    base = measured[BASELINE]
-    rows = {}
-    for name, runs in measured.items():
-        seconds = [run["seconds"] for run in runs]
-        peak = statistics.median(run["peak_gb"] for run in runs)
-        base_peak = statistics.median(run["peak_gb"] for run in base)
-        rows[name] = {
-            **summary(seconds, [run["seconds"] for run in base]),
-            # On a machine with other work to do, what the row itself took of the processor.
-            "cpu_seconds": round(statistics.median(run["cpu_seconds"] for run in runs), 2),
-            "cpu_ratio": round(
-                statistics.median(
-                    own["cpu_seconds"] / other["cpu_seconds"]
-                    for own, other in zip(runs, base, strict=True)
-                ),
-                4,
-            ),
-            "peak_gb": round(peak, 3),
-            "memory_ratio": round(peak / base_peak, 4),
-            "frames": runs[-1]["frames"],
-            "steps": runs[-1]["record"]["steps"],
-            **judged[name],
-        }
-        rows[name]["raise_ratio"] = round(rows[name]["raised"] / judged[BASELINE]["raised"], 4)
+    rows = {
+        name: _row(runs, measured[BASELINE], judged[name], judged[BASELINE])
+        for name, runs in measured.items()
+    }
     return {
         "bench": "hjb",
         "date": datetime.now(UTC).date().isoformat(),
@@ -179,6 +168,36 @@ def bench_hjb(
         "crop_cells": _crop_cells(reader, clip, bench),
         "baseline": BASELINE,
         "rows": rows,
+    }
+
+
+def _row(
+    runs: list[dict[str, Any]],
+    base: list[dict[str, Any]],
+    judged: dict[str, float],
+    base_judged: dict[str, float],
+) -> dict[str, Any]:
+    """A way's figures beside the baseline's, from the runs of both in the same rounds."""
+
+    def a_frame(of: list[dict[str, Any]], key: str) -> list[float]:
+        return [run[key] / run["frames"] for run in of]
+
+    peak, base_peak = (statistics.median(run["peak_gb"] for run in of) for of in (runs, base))
+    # On a machine with other work to do, what the row itself took of the processor.
+    used = zip(a_frame(runs, "cpu_seconds"), a_frame(base, "cpu_seconds"), strict=True)
+    times = summary(a_frame(runs, "seconds"), a_frame(base, "seconds"))
+    raised = base_judged["raised"]
+    return {
+        **{name: value for name, value in times.items() if name.startswith("ratio")},
+        "seconds": round(statistics.median(run["seconds"] for run in runs), 4),
+        "cpu_seconds": round(statistics.median(run["cpu_seconds"] for run in runs), 2),
+        "cpu_ratio": round(statistics.median(own / other for own, other in used), 4),
+        "peak_gb": round(peak, 3),
+        "memory_ratio": round(peak / base_peak, 4),
+        "frames": runs[-1]["frames"],
+        "steps": runs[-1]["record"]["steps"],
+        **judged,
+        "raise_ratio": round(judged["raised"] / raised, 4) if raised > 0 else None,
     }
 
 
@@ -202,7 +221,7 @@ def _rounds(
             (task / "job.json").write_text(json.dumps(job))
             # A process of its own: memory that another row freed would hide this one's peak.
             subprocess.run(
-                [sys.executable, "-m", "inference.faces.benchmark", str(task)],
+                [sys.executable, "-m", "inference.faces.benchmark_task", str(task)],
                 check=True,
                 cwd=Path(__file__).resolve().parents[2],
             )
@@ -211,43 +230,6 @@ def _rounds(
             found[name].append(run)
             done += 1
     return found
-
-
-def run_task(task: Path) -> None:
-    """Refine once as the task's job says, and write what it took beside it."""
-    job = json.loads((task / "job.json").read_text())
-    torch.set_num_threads(job["threads"])
-    tensors = load_file(str(task / "task.safetensors"))
-    latents = tensors["latents"][: job["frames"]]
-    codec = TemporalVAE.from_folder(task / "vae")
-    codec.chunk_size = 1
-    places = _from_tensors(tensors, (latents.shape[-2] * 8, latents.shape[-1] * 8))
-    optimizer = FaceOptimizer(
-        codec,
-        FaceReader(arcface(Path(job["network"]), torch.device("cpu"))),
-        tensors["wanted"],
-        places,
-        from_dict(FaceOptimizationConfig, job["config"]),
-        num_steps=25,
-    )
-    refined: list[Tensor] = []
-    peak = PeakMemory()
-    held = _resident()
-    used = time.process_time()
-    seconds = timed(
-        lambda: refined.append(optimizer.refine(latents, torch.arange(len(latents)), 0)),
-        latents.device,
-    )
-    most = peak.record().get("host_mb", float("nan")) / 1e3
-    result = {
-        "seconds": seconds,
-        "cpu_seconds": time.process_time() - used,
-        "peak_gb": most - held / 1e9,
-        "frames": len(latents),
-        "record": optimizer.record(),
-    }
-    save_file({"latents": refined[0].contiguous()}, str(task / "result.safetensors"))
-    (task / "result.json").write_text(json.dumps(result))
 
 
 def _judge(
@@ -290,35 +272,6 @@ def _judge(
 
 def _crop_cells(reader: FaceReader, clip: FaceClip, bench: HjbBench) -> list[list[int]]:
     """Sizes of the crops, in latent cells."""
-    from inference.faces.pieces import pieces_of
-
     config = _configs(bench)["crop"]
     pieces = pieces_of(clip.places, range(bench.frames), reader, config, 8)
     return sorted({(face.piece.height, face.piece.width) for face in pieces})  # type: ignore
-
-
-def _as_tensors(places: FacePlaces) -> dict[str, Tensor]:
-    return {
-        "visible": torch.from_numpy(places.visible),
-        "landmarks": torch.from_numpy(places.landmarks),
-        "boxes": torch.from_numpy(places.boxes),
-    }
-
-
-def _from_tensors(tensors: dict[str, Tensor], size: tuple[int, int]) -> FacePlaces:
-    parts = {name: tensors[name].numpy() for name in ("visible", "landmarks", "boxes")}
-    return FacePlaces(**parts, size=size)
-
-
-def _resident() -> float:
-    """Bytes of this process in memory now; not a number where the system does not say."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return float("nan")
-    found = next((line for line in lines if line.startswith("VmRSS:")), "VmRSS: nan")
-    return float(found.split()[1]) * 1024
-
-
-if __name__ == "__main__":
-    run_task(Path(sys.argv[1]))

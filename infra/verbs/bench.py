@@ -190,7 +190,10 @@ def hjb(
     width: Annotated[int, typer.Option(help="Pixels.")] = 1024,
     face: Annotated[int, typer.Option(help="Pixels of the face's height.")] = 112,
     iterations: Annotated[int, typer.Option(help="Of Adam.")] = 10,
-    chunk: Annotated[int, typer.Option(help="Frames decoded with gradient at a time.")] = 1,
+    chunk: Annotated[int, typer.Option(help="Frames decoded with gradient at a time.")] = 4,
+    portion: Annotated[
+        int, typer.Option(help="Frames of a pass over whole frames, which crops borrow from.")
+    ] = 16,
     published_frames: Annotated[
         int, typer.Option(help="Frames of the published way, which keeps them in one graph.")
     ] = 2,
@@ -222,6 +225,7 @@ def hjb(
         face=face,
         iterations=iterations,
         chunk=chunk,
+        portion=portion,
         published_frames=published_frames,
         repeats=repeats,
         fit_steps=fit_steps,
@@ -243,7 +247,7 @@ def _hjb_lines(result: dict[str, Any]) -> list[str]:
             f"{row['peak_gb']:.2f} GB",
             f"{row['memory_ratio']:.3f}",
             f"{row['similarity_before']:.3f} to {row['similarity_after']:.3f}",
-            f"{row['raise_ratio']:.1%}",
+            "-" if row["raise_ratio"] is None else f"{row['raise_ratio']:.1%}",
             f"{row['background_change']:.2f}",
         )
         for name, row in result["rows"].items()
@@ -252,7 +256,7 @@ def _hjb_lines(result: dict[str, Any]) -> list[str]:
         "face optimisation",
         "frames",
         "median",
-        "ratio (of CPU time)",
+        "ratio a frame (of CPU time)",
         "peak",
         "ratio",
         "similarity",
