@@ -5,7 +5,6 @@ It opens perception and the pipeline once and runs requests one after another.
 
 import json
 import os
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 
 from inference.clip_stream import AnimationStream
 from inference.engine_factory import model_fingerprint
+from inference.outputs import making
 from inference.peak_memory import PeakMemory
 from inference.perception import AnimationError, Perception, check_inputs
 from inference.perception_cache import RememberingPerception
@@ -173,8 +173,9 @@ class AnimationEngine:
         try:
             progress(SAMPLED, "writing")
             meter = self._meter(stream, image, face)
-            staged, encoded = self._write(request, info, stream, meter, timings, progress)
-            try:
+            with making(request.output) as folder:
+                staged = folder / "video.mp4"
+                encoded = self._write(staged, request, info, stream, meter, timings, progress)
                 warnings = self._warnings(stream, meter, face, encoded.audio_note)
                 record = self._record(request, info, stream, models, warnings)
                 record["seams"] = meter.record()
@@ -188,8 +189,6 @@ class AnimationEngine:
                     title = f"{request.reference.name} moved by {request.driving.name}"
                     self._signer.sign(staged, record["models"], title)
                 self._publish(request.output, staged, record)
-            finally:
-                staged.unlink(missing_ok=True)
             stream.states.remove()
         finally:
             stream.states.close()
@@ -254,17 +253,15 @@ class AnimationEngine:
 
     def _write(
         self,
+        staged: Path,
         request: AnimationRequest,
         info: VideoInfo,
         stream: AnimationStream,
         meter: SeamMeter,
         timings: Timings,
         progress: Progress,
-    ) -> tuple[Path, EncodeResult]:
-        """Decode and encode into a file beside the output, a few frames in memory at a time."""
-        output = request.output
-        output.parent.mkdir(parents=True, exist_ok=True)
-        staged = output.with_name(f".{output.stem}.{os.getpid()}-{secrets.token_hex(4)}.mp4")
+    ) -> EncodeResult:
+        """Decode and encode into `staged`, a few frames in memory at a time."""
 
         def shown(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
             for number, frame in enumerate(frames):
@@ -277,9 +274,7 @@ class AnimationEngine:
             frames = shown(timings.each("decoding", stream.frames()))
             sound = request.driving if info.has_audio else None
             frames = watermarked(frames, stream.settings.provenance.watermark)
-            return staged, encode(
-                staged, frames, fps=info.fps, audio_from=sound, metadata=file_metadata()
-            )
+            return encode(staged, frames, fps=info.fps, audio_from=sound, metadata=file_metadata())
 
     def _warnings(
         self, stream: AnimationStream, meter: SeamMeter, face: Face | None, audio_note: str

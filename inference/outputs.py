@@ -5,13 +5,22 @@ reader can tell a finished pair from a torn one.
 """
 
 import fcntl
+import hashlib
 import json
 import os
+import re
+import secrets
+import shutil
+import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from pipelines.shards import sha256_file, write_atomic
+
+MAKING_LOCK = "lock"  # of a folder in which an output is made
 
 
 class FolderInUseError(ValueError):
@@ -28,7 +37,8 @@ class FolderLock:
         self, folder: Path, name: str, work: str, *, shared: bool = False, wait: float = 0.0
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o600)
+        self._path = folder / name
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         deadline = time.monotonic() + wait
         while not self._taken(fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
             if time.monotonic() >= deadline:
@@ -49,9 +59,62 @@ class FolderLock:
             return False
         return True
 
+    def is_in_place(self) -> bool:
+        """Whether the folder still holds the file: nobody removed it before it was locked."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), self._path.stat())
+        except FileNotFoundError:
+            return False
+
     def close(self) -> None:
         """Let the next process in."""
         os.close(self._descriptor)
+
+
+@contextmanager
+def making(output: Path) -> Iterator[Path]:
+    """A folder beside `output` in which to make it, removed at the end whatever comes.
+
+    It is locked as long as its process lives. What processes of this machine left that were killed
+    while they made the same output is removed first; other machines' locks may not be seen here,
+    so theirs is left to them.
+    """
+    mark = f".{output.stem}.{_machine()}-"
+    _remove_dead(output.absolute().parent, mark)
+    while True:
+        folder = output.with_name(f"{mark}{secrets.token_hex(4)}.part")
+        lock = None
+        try:
+            lock = FolderLock(folder, MAKING_LOCK, "run")
+            if lock.is_in_place():
+                break
+            lock.close()
+        except FolderInUseError:
+            pass  # another run thought it dead before it was locked: take another name
+        except OSError:  # a file system without locks: what is left there is never removed
+            folder.mkdir(parents=True, exist_ok=True)
+            break
+    try:
+        yield folder
+    finally:
+        if lock is not None:
+            lock.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_dead(parent: Path, mark: str) -> None:
+    own = re.compile(re.escape(mark) + r"[0-9a-f]{8}\.part")
+    found = parent.iterdir() if parent.is_dir() else ()
+    for folder in [path for path in found if own.fullmatch(path.name)]:
+        with suppress(FolderInUseError, OSError):  # alive, another user's, or without locks
+            lock = FolderLock(folder, MAKING_LOCK, "run")
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.close()
+
+
+def _machine() -> str:
+    """Short for this machine's name, which may be too long for a part of a file's name."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
 def sync(path: Path) -> None:

@@ -2,6 +2,10 @@
 
 import functools
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +159,41 @@ def test_a_run_that_is_stopped_leaves_nothing(model, files, tmp_path):
     with pytest.raises(StopError):
         AnimationEngine(model).run(request(files, output), stop)
     assert not [path for path in tmp_path.iterdir() if "stopped" in path.name]
+
+
+def test_what_a_run_left_that_was_killed_while_it_encoded_is_removed_by_the_next(
+    model, files, tmp_path
+):
+    output = tmp_path / "out" / "me.mp4"
+    engine = AnimationEngine(model)
+    stages = []
+    engine.run(request(files, output), lambda share, stage: stages.append(stage))
+    whole = output.read_bytes()
+    given = {
+        "request": request(files, output).to_json(),
+        "model": str(model),
+        "changes": [],
+        "resumable": False,
+        "threads": 1,
+        "kill_after": stages.index("writing") + 4,
+    }
+    (tmp_path / "request.json").write_text(json.dumps(given))
+    script = Path(__file__).with_name("long_video_run.py")
+    ended = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "request.json")],
+        env={**os.environ, "PYTHONPATH": str(script.parents[2])},
+        check=False,
+    )
+    assert ended.returncode == -signal.SIGKILL
+    left = [path for path in output.parent.rglob("*") if path.name.startswith(".")]
+    assert left, "the kill came too early to mean anything"
+    assert output.read_bytes() == whole
+    engine.run(request(files, output.with_name("other.mp4")))
+    assert all(path.exists() for path in left)
+    engine.run(request(files, output))
+    assert sorted(path.name for path in output.parent.iterdir()) == [
+        "me.json", "me.mp4", "other.json", "other.mp4",
+    ]  # fmt: skip
 
 
 @pytest.mark.real_data

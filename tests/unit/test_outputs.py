@@ -78,3 +78,52 @@ def test_sharers_keep_an_exclusive_holder_out(tmp_path: Path) -> None:
         FolderLock(tmp_path, "lock", "worker")
     second.close()
     FolderLock(tmp_path, "lock", "worker").close()
+
+
+def make_for_ever(output: Path) -> tuple[subprocess.Popen[str], Path]:
+    """A process that is making an output until it is killed, and the folder it makes it in."""
+    script = (
+        "import sys, time\nfrom pathlib import Path\nfrom inference.outputs import making\n"
+        "with making(Path(sys.argv[1])) as folder:\n"
+        "    (folder / 'video.mp4').write_bytes(b'half a video')\n"
+        "    print(folder, flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    command = [sys.executable, "-c", script, str(output)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    return process, Path(process.stdout.readline().strip())
+
+
+def test_what_a_killed_process_left_of_an_output_is_removed_by_the_next(tmp_path: Path) -> None:
+    output = tmp_path / "new" / "film.mp4"
+    process, left = make_for_ever(output)
+    try:
+        with outputs.making(output) as folder:
+            assert folder.parent == left.parent == output.parent
+            assert (left / "video.mp4").exists(), "its process is alive"
+    finally:
+        process.kill()
+        process.wait()
+    for other in ("movie.mp4", "film.2.mp4", "fil.mp4"):
+        with outputs.making(output.with_name(other)):
+            assert (left / "video.mp4").exists(), "it is another output's"
+    machine = left.name.split(".")[2].partition("-")[0]
+    foreign = left.rename(left.with_name(left.name.replace(machine, "0" * len(machine))))
+    with outputs.making(output):
+        assert (foreign / "video.mp4").exists(), "it is another machine's"
+    foreign.rename(left)
+    with outputs.making(output) as folder:
+        assert list(output.parent.iterdir()) == [folder]
+    assert not list(output.parent.iterdir())
+
+
+def test_what_is_made_is_removed_where_it_fails(tmp_path: Path) -> None:
+    def fail() -> None:
+        with outputs.making(tmp_path / "film.mp4") as folder:
+            (folder / "video.mp4").write_bytes(b"half a video")
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        fail()
+    assert not list(tmp_path.iterdir())
