@@ -284,8 +284,14 @@ class AnimationEngine:
             warnings.append(audio_note)
         if face is None:
             warnings.append("no face was found in the reference: its identity is not guided")
-        elif stream.no_faces:
-            warnings.append(f"faces are not optimised: {stream.no_faces}")
+        else:
+            warnings += [
+                f"person {number + 1} of the picture has no face that was found: its identity is "
+                "not guided; give a picture that shows the face, or animate fewer people"
+                for number in stream.faceless
+            ]
+            if stream.no_faces:
+                warnings.append(f"faces are not optimised: {stream.no_faces}")
         warnings += [f"alignment: {text}" for text in stream.alignment.warnings]
         return warnings + meter.warnings()
 

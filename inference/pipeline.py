@@ -289,6 +289,7 @@ class AnimationPipeline:
             plan,
             optimizer,
             no_faces,
+            tuple(sorted(one.reference for one in alignment.people if one.reference not in owned)),
         )
 
     def frame_size(self, size: tuple[int, int] | None) -> tuple[int, int]:

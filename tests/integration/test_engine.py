@@ -16,6 +16,7 @@ from animator.alignment import AlignmentBlock
 from animator.config import AlignmentConfig
 from animator.weights import save_model
 from inference.engine import AnimationEngine, AnimationError
+from inference.people import HEAD
 from inference.provenance import ProvenanceError
 from inference.requests import AnimationRequest
 from infra.cli import main
@@ -196,6 +197,26 @@ def test_what_a_run_left_that_was_killed_while_it_encoded_is_removed_by_the_next
     ]  # fmt: skip
 
 
+def test_somebody_of_several_without_a_face_is_named_among_the_warnings(model, files, tmp_path):
+    from skimage.data import astronaut
+
+    Image.fromarray(astronaut()).save(files["picture"])
+    head = np.array((0.44, 0.25), np.float32)  # of the portrait
+    body = np.random.default_rng(1).uniform(0.4, 0.6, (18, 2)).astype(np.float32)
+    body[HEAD] = head
+    alone, two = body[None], np.stack([body, body + np.float32((0.4, 0.0))])
+    said = {}
+    for name, people in (("alone", alone), ("two", two)):
+        write_pose(tmp_path / "person.pose.npz", people[None])
+        write_pose(tmp_path / "dance.pose.npz", np.repeat(people[None], FRAMES, axis=0))
+        record = AnimationEngine(model).run(request(files, tmp_path / f"{name}.mp4"))
+        assert record["face"]["chosen"] == 1
+        said[name] = [text for text in record["warnings"] if "has no face" in text]
+    assert said["alone"] == []
+    [warning] = said["two"]
+    assert warning.startswith("person 2 of the picture has no face that was found: ")
+
+
 @pytest.mark.real_data
 def test_the_chosen_person_of_a_group_is_animated(model, files, tmp_path, data_root, monkeypatch):
     monkeypatch.setenv("ANIMATOR_MODELS", str(data_root / "models"))
@@ -313,8 +334,10 @@ def test_numbers_that_are_not_finite_are_an_error_and_no_video(model, files, tmp
     import torch
 
     engine = AnimationEngine(model)
+    bias = engine.pipeline.animator.unet.conv_out.bias
+    assert bias is not None
     with torch.no_grad():
-        engine.pipeline.animator.unet.conv_out.bias.fill_(float("nan"))
+        bias.fill_(float("nan"))
     with pytest.raises(ValueError, match="not finite"):
         engine.run(request(files, tmp_path / "out.mp4"))
     assert not (tmp_path / "out.mp4").exists()
