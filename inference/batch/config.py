@@ -96,23 +96,28 @@ def read_settings(config: BatchConfig) -> dict[str, Any]:
     Raises:
         FactoryError: there is no model in the folder.
     """
-    poses = None if config.pose == "file" else locate_pose_models()
     return {
         "model": model_fingerprint(config.model_dir),
         "alignment": alignment_fingerprint(config.alignment),
         "align": config.align,
         "face": config.face,
         "pose": config.pose,
-        "networks": {
-            "faces": [pack.name for pack in face_packs()],
-            "poses": [poses.detector.name, poses.pose.name] if poses else [],
-        },
+        "networks": found_networks(config),
         "dtype": config.dtype,
         # Without one there is no key, so that what was made before there were presets stays done.
         **({} if config.preset is None else {"preset": config.preset}),
         "changes": _pairs(config.changes),
         "size": None if config.size is None else list(config.size),
         "framing": config.framing,
+    }
+
+
+def found_networks(config: BatchConfig) -> dict[str, list[str]]:
+    """The networks for faces and poses that this machine has, by name."""
+    poses = None if config.pose == "file" else locate_pose_models()
+    return {
+        "faces": [pack.name for pack in face_packs()],
+        "poses": [poses.detector.name, poses.pose.name] if poses else [],
     }
 
 

@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,10 @@ def animate_batch(
         outputs.write_json(out / SUMMARY, {**head, "state": "running"})
         speed: dict[str, Any] = {}
         if pending:
-            found, speed = _work(config, pending, list(results.values()), show_progress, say)
+            finished = list(results.values())
+            found, speed = _work(
+                config, settings["networks"], pending, finished, show_progress, say
+            )
             results |= found
         lost = [task.id for task in tasks if task.id not in results]
         if lost:
@@ -137,6 +140,7 @@ def _changes(out: Path, settings: dict[str, Any], pending: Sequence[Task], say: 
 
 def _work(
     config: BatchConfig,
+    networks: Mapping[str, list[str]],
     pending: list[Task],
     finished: Sequence[Task],
     show_progress: bool,
@@ -150,7 +154,7 @@ def _work(
             tell(Standing(stage="read", done=done, total=total))
 
         pending = measure(pending, config, reading)
-        with closing(_run(config, pending)) as rows:
+        with closing(_run(config, networks, pending)) as rows:
             engines = next(rows)
             assert isinstance(engines, int)
             earlier = _earlier(finished, config)
@@ -182,7 +186,9 @@ def _earlier(finished: Sequence[Task], config: BatchConfig) -> tuple[float, floa
     return sum(task.work for task in measured), sum(seconds for _, seconds in known)
 
 
-def _run(config: BatchConfig, tasks: Sequence[Task]) -> Generator[int | Task, None, None]:
+def _run(
+    config: BatchConfig, networks: Mapping[str, list[str]], tasks: Sequence[Task]
+) -> Generator[int | Task, None, None]:
     """How many engines there are, then the results as they come, in no order."""
     import ray
     from ray.exceptions import RayError
@@ -208,7 +214,8 @@ def _run(config: BatchConfig, tasks: Sequence[Task]) -> Generator[int | Task, No
             yield pool.workers
             portions = chunks(tasks, pool.most or pool.workers)
             rows = [{"tasks": json.dumps([task.to_json() for task in part])} for part in portions]
-            with closing(pool_rows(EngineActor, (config,), rows, pool, at_once=True)) as found:
+            given = (config, networks)
+            with closing(pool_rows(EngineActor, given, rows, pool, at_once=True)) as found:
                 for row in found:
                     result = Task.from_json(row["task"])
                     if result.status == "refused":

@@ -6,6 +6,7 @@ No Ray in here: `inference/batch/run.py` has Ray Data call `EngineActor`.
 import json
 import logging
 import os
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from inference import outputs
-from inference.batch.config import BatchConfig
+from inference.batch.config import BatchConfig, BatchError, found_networks
 from inference.batch.task import Task
 from inference.engine_factory import Engine, open_engine
 from inference.outputs import FolderLock
@@ -29,13 +30,19 @@ log = logging.getLogger(__name__)
 
 
 class EngineActor:
-    """One engine in a Ray Data actor: tasks in, results out, whatever happens between."""
+    """One engine in a Ray Data actor: tasks in, results out, whatever happens between.
 
-    def __init__(self, config: BatchConfig) -> None:
+    Args:
+        networks: what the driver found of them (see `found_networks`), as the items' identities
+            have it: an engine that sees by others would make other videos.
+    """
+
+    def __init__(self, config: BatchConfig, networks: Mapping[str, list[str]]) -> None:
         self.lock = FolderLock(config.out, WORKERS, "batch", shared=True, wait=WORKERS_SECONDS)
         self.engine: Engine | None = None
         self.refusal = ("", "")
         try:
+            _check_networks(found_networks(config), networks)
             self.engine = open_engine(
                 config.engine_factory,
                 config.model_dir,
@@ -100,6 +107,19 @@ class EngineActor:
         finally:
             for path in (staged, staged.with_suffix(".json")):
                 path.unlink(missing_ok=True)
+
+
+def _check_networks(found: Mapping[str, list[str]], expected: Mapping[str, list[str]]) -> None:
+    if found != expected:
+        raise BatchError(
+            f"the worker on {socket.gethostname()} found the networks {_names(found)}, but where "
+            f"the batch was started there are {_names(expected)}: give every machine the same "
+            "ANIMATOR_MODELS."
+        )
+
+
+def _names(networks: Mapping[str, list[str]]) -> str:
+    return "; ".join(f"{kind}: {', '.join(names) or 'none'}" for kind, names in networks.items())
 
 
 def _hits(engine: Engine) -> Counter[str]:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from inference import outputs
+from inference.batch.config import found_networks
 from inference.batch.manifest import read_manifest
 from inference.batch.plan import make_tasks
 from inference.batch.run import BatchConfig, BatchError, animate_batch
@@ -115,6 +117,26 @@ def test_what_cannot_run_is_said_at_once(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("cluster")
+def test_a_worker_that_finds_other_networks_than_the_driver_makes_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = folder / "models" / "face" / "anothers"
+    pack.mkdir(parents=True)
+    for network in ("detection.onnx", "recognition.onnx"):
+        (pack / network).touch()
+    config = manifest(folder, 1)
+    # The driver alone: the cluster's processes have the environment they were begun with.
+    monkeypatch.setenv("ANIMATOR_MODELS", str(folder / "models"))
+    host = socket.gethostname()
+    said = rf"worker on {host} found .*; poses.* there are faces: .*anothers.* same ANIMATOR_MODELS"
+    with pytest.raises(BatchError, match=said):
+        animate_batch(config, show_progress=False)
+    assert not list(config.out.glob("item-*"))
+    monkeypatch.undo()
+    assert animate_batch(config, show_progress=False)["done"] == 1
+
+
+@pytest.mark.usefixtures("cluster")
 def test_settings_reach_the_engine_and_another_setting_makes_all_anew(folder: Path) -> None:
     config = manifest(folder, 1, 2)
     with config.manifest.open("a") as stream:
@@ -165,7 +187,7 @@ def test_what_is_computed_of_a_long_item_is_kept_for_the_next_run(
     short, long = make_tasks(read_manifest(config.manifest), config, "model", "run")
     sweep(config.out, [])
     long = replace(long, frames=100, request={**long.request, "seed": 2})
-    worker = EngineActor(config)
+    worker = EngineActor(config, found_networks(config))
     records = [worker.run(task).final.with_suffix(".json") for task in (short, long)]
     worker.lock.close()
     asked = [(outputs.read_json(path) or {})["asked"] for path in records]
