@@ -26,7 +26,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from animator.latents import LatentCodec, TemporalVAE
-from animator.temporal_decoder import PerFrame, Watcher, decode_clip, stages_of
+from animator.temporal_decoder import (
+    PerFrame,
+    Watcher,
+    convolve_frames,
+    decode_clip,
+    stages_of,
+)
 
 Statistics = Literal["frame", "crop"]
 Factors = tuple[Tensor, Tensor]  # what a norm multiplies by and adds, float32
@@ -318,7 +324,7 @@ class _Replay:
             self.notes.edges.get((conv, self.number, frame), zeros)
             for frame in (self.piece.start - 1, self.piece.stop)
         ]
-        return F.conv3d(torch.cat([beside[0], x, beside[1]], dim=2), conv.weight, conv.bias)
+        return convolve_frames(conv, torch.cat([beside[0], x, beside[1]], dim=2))
 
     def _normalise(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
         scale, shift = self.notes.norms[norm]

@@ -156,6 +156,27 @@ def _activated(
     return map(activated, chunks)
 
 
+def convolve_frames(conv: nn.Conv3d, frames: Tensor) -> Tensor:
+    """A convolution of kernel (k, 1, 1) without padding: `(1, C, t + k - 1, H, W)` to t frames.
+
+    On a CPU as one product of matrices a tap: torch has no fast 3D convolution there, and the one
+    it has copies its input k times.
+    """
+    if frames.device.type != "cpu":
+        return F.conv3d(frames, conv.weight, conv.bias)
+    taps = conv.weight[..., 0, 0].unbind(dim=2)
+    count = frames.shape[2] - len(taps) + 1
+    flat = frames[0].flatten(2)  # (C, t + k - 1, H W)
+    seen = [flat[:, k : k + count].flatten(1) for k in range(len(taps))]
+    if conv.bias is None:
+        found = torch.mm(taps[0], seen[0])
+    else:
+        found = torch.addmm(conv.bias[:, None], taps[0], seen[0])
+    for tap, part in zip(taps[1:], seen[1:], strict=True):
+        found.addmm_(tap, part)
+    return found.reshape(1, -1, count, *frames.shape[3:])
+
+
 def _along_time(conv: nn.Conv3d, chunks: Iterator[Tensor]) -> Iterator[Tensor]:
     """A convolution of kernel (k, 1, 1) over the whole clip, from chunks `(1, C, t, H, W)`.
 
@@ -172,10 +193,10 @@ def _along_time(conv: nn.Conv3d, chunks: Iterator[Tensor]) -> Iterator[Tensor]:
         del chunk
         tail = whole[0][:, :, -2 * reach :].clone()
         if whole[0].shape[2] > 2 * reach:
-            yield F.conv3d(whole.pop(), conv.weight, conv.bias)
+            yield convolve_frames(conv, whole.pop())
         whole.clear()
     if tail is not None:
-        yield F.conv3d(F.pad(tail, (0, 0, 0, 0, 0, reach)), conv.weight, conv.bias)
+        yield convolve_frames(conv, F.pad(tail, (0, 0, 0, 0, 0, reach)))
 
 
 def _read(frames: list[Tensor], chunk_size: int, device: torch.device) -> Iterator[Tensor]:
