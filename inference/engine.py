@@ -22,12 +22,13 @@ from inference.presets import preset as find_preset
 from inference.provenance import Signer, file_metadata, watermarked
 from inference.requests import AnimationRequest
 from inference.seams import SeamMeter, pose_motion
+from inference.settings import chosen_settings
 from inference.stages import Timings
 from inference.states import WorkPlace
 from pipelines.faces import Face
 from pipelines.framing import fit
 from pipelines.images import read_image
-from pipelines.overrides import apply_overrides, differences, to_dict
+from pipelines.overrides import differences, to_dict
 from pipelines.pose_file import FilePoseBackend
 from pipelines.shards import sha256_file, write_atomic
 from pipelines.video import EncodeResult, VideoInfo, encode
@@ -81,12 +82,9 @@ class AnimationEngine:
         self.pipeline = AnimationPipeline.from_pretrained(
             self.model_dir, face=face, alignment=alignment, dtype=dtype
         )
-        self._preset_settings = self.pipeline.settings
-        if self.preset is not None:
-            self._preset_settings = self.preset.settings(
-                self.pipeline.settings, self.pipeline.device.type
-            )
-        self.settings = apply_overrides(self._preset_settings, changes)
+        self._preset_settings, self.settings = chosen_settings(
+            self.pipeline.settings, self.pipeline.device.type, self.preset, changes
+        )
         marks = self.settings.provenance
         self._signer = Signer(marks) if marks.signed else None  # a wrong key is said at once
         self._model_fingerprint: str | None = None

@@ -1,13 +1,13 @@
 """Open an engine by name: the seam where another engine can be put behind batch and serve.
 
 A factory is written "module:function" and called as `function(model_dir, face=…, pose=…,
-alignment=…)`, by a batch with `AnimationEngine`'s other arguments as well, in the process that will
-run the engine, so nothing heavy is imported by whoever only names it.
+alignment=…)`, with those of `AnimationEngine`'s other arguments that were chosen, in the process
+that will run the engine, so nothing heavy is imported by whoever only names it.
 """
 
 import hashlib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -17,6 +17,7 @@ from pipelines.shards import sha256_file
 DEFAULT_FACTORY = "inference.engine:AnimationEngine"
 # Those of `animator.alignment_weights`, which loads torch; any other choice is a folder.
 ALIGNMENT_WORDS = ("auto", "shipped", "closed-form")
+PATH_SETTINGS = ("provenance.certificate", "provenance.key")  # of the changes of settings
 
 Progress = Callable[[float, str], None]
 
@@ -88,6 +89,23 @@ def model_fingerprint(model_dir: Path) -> str:
 def absolute_alignment(choice: str) -> str:
     """The choice of an alignment, for a process that may have another working folder."""
     return choice if choice in ALIGNMENT_WORDS else str(Path(choice).absolute())
+
+
+def absolute_changes(changes: Sequence[str]) -> tuple[str, ...]:
+    """Changes of settings as "a.b=c", for a process that may have another working folder."""
+    return tuple(_absolute_change(change) for change in changes)
+
+
+def names_a_path(change: str) -> bool:
+    """Whether a change of a setting gives the path of a file."""
+    return change.partition("=")[0].strip() in PATH_SETTINGS
+
+
+def _absolute_change(change: str) -> str:
+    name, equals, value = change.partition("=")
+    if names_a_path(change) and value.strip():
+        return f"{name}{equals}{Path(value.strip()).absolute()}"
+    return change
 
 
 def alignment_fingerprint(choice: str) -> str:

@@ -3,17 +3,19 @@
 A model folder brings its own; presets and `--set` change them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from inference.clip_alignment import AlignmentSettings
 from inference.faces.config import FaceOptimizationConfig
 from inference.guidance import GuidanceConfig
+from inference.presets import Preset
 from inference.provenance import ProvenanceConfig
 from inference.sampler import SamplerConfig
 from inference.speed import SpeedConfig
 from inference.windows import WindowConfig
-from pipelines.overrides import from_dict
+from pipelines.overrides import apply_overrides, from_dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,3 +58,20 @@ def settings_of(about: dict[str, Any]) -> AnimationSettings:
         alignment=from_dict(AlignmentSettings, about.get("alignment_settings", {})),
         face=from_dict(FaceOptimizationConfig, about.get("face_optimization", {})),
     )
+
+
+def chosen_settings(
+    own: AnimationSettings, device: str, preset: Preset | None, changes: Sequence[str]
+) -> tuple[AnimationSettings, AnimationSettings]:
+    """What a preset makes of a model's own settings, and that with the changes made to it.
+
+    Args:
+        device: the kind of device the model is on: cpu or cuda.
+        preset: None leaves the model's own.
+        changes: as "sampling.churn=40".
+
+    Raises:
+        ValueError: for a change of what there is not, or to what cannot be.
+    """
+    base = own if preset is None else preset.settings(own, device)
+    return base, apply_overrides(base, changes)

@@ -9,6 +9,7 @@ from typing import Any
 from inference.engine_factory import (
     DEFAULT_FACTORY,
     absolute_alignment,
+    absolute_changes,
     alignment_fingerprint,
     model_fingerprint,
 )
@@ -21,9 +22,6 @@ DEFAULT_STEPS = 25  # of a model whose folder does not say
 
 class BatchError(ValueError):
     """A batch that cannot be started as asked; the message says what to change."""
-
-
-PATH_SETTINGS = ("provenance.certificate", "provenance.key")  # of `changes`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +65,12 @@ class BatchConfig:
         """The fields, with paths that mean the same in a process with another working folder."""
         paths = {"out": self.out.absolute(), "model_dir": self.model_dir.absolute()}
         values = {each.name: getattr(self, each.name) for each in fields(self)}
-        changes = tuple(_absolute_change(change) for change in self.changes)
         return (
             values
             | paths
             | {
                 "alignment": absolute_alignment(self.alignment),
-                "changes": changes,
+                "changes": absolute_changes(self.changes),
             }
         )
 
@@ -149,10 +146,3 @@ def _object(value: Any) -> Mapping[str, Any]:
 
 def _whole(value: Any, otherwise: int) -> int:
     return value if isinstance(value, int) and value > 0 else otherwise
-
-
-def _absolute_change(change: str) -> str:
-    name, equals, value = change.partition("=")
-    if name.strip() in PATH_SETTINGS and value.strip():
-        return f"{name}{equals}{Path(value.strip()).absolute()}"
-    return change

@@ -5,7 +5,6 @@ moment. What this process does: hold the data folder, take jobs back from a serv
 the parts, and restart an engine that stops answering.
 """
 
-import ipaddress
 import logging
 import os
 import secrets
@@ -14,15 +13,15 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from inference.engine_factory import DEFAULT_FACTORY, absolute_alignment, open_engine
+from inference.engine_factory import open_engine
 from inference.outputs import FolderLock
-from inference.serving.jobs import MAX_ATTEMPTS, JobStore
-from inference.serving.uploads import UploadLimits
+from inference.serving.config import ServeError, ServerConfig
+from inference.serving.jobs import JobStore
 from inference.serving.worker import EngineWorker, JobFiles
+
+__all__ = ["EngineStartError", "ServeError", "ServerConfig", "serve"]
 
 KEY_VARIABLE = "ANIMATOR_API_KEY"
 # A server killed a moment ago leaves its HTTP process behind for about two seconds.
@@ -34,48 +33,8 @@ OBJECT_STORE_BYTES = 200 << 20  # nothing large passes through Ray: files stay o
 log = logging.getLogger(__name__)
 
 
-class ServeError(ValueError):
-    """A server that cannot be started as asked; the message says what to change."""
-
-
 class EngineStartError(RuntimeError):
     """The engine could not be opened; the message is the engine's own."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServerConfig:
-    """How to run the job server. `lease_seconds`: the longest an engine may stay silent."""
-
-    model_dir: Path
-    data_dir: Path
-    host: str = "127.0.0.1"
-    port: int = 8000
-    engines: int = 1
-    face: str = "auto"
-    pose: str = "auto"
-    alignment: str = "auto"
-    engine_factory: str = DEFAULT_FACTORY
-    limits: UploadLimits = field(default_factory=UploadLimits)
-    max_queued: int = 1000
-    max_attempts: int = MAX_ATTEMPTS
-    lease_seconds: float = 900.0
-
-    def __post_init__(self) -> None:
-        for name in ("engines", "max_queued", "max_attempts"):
-            if getattr(self, name) < 1:
-                raise ServeError(f"{name} is {getattr(self, name)}, expected 1 or more")
-        if not 0 <= self.port < 65536:
-            raise ServeError(f"port is {self.port}, expected 0 to 65535")
-
-    @property
-    def local_only(self) -> bool:
-        """Whether only programs of this machine can reach the server."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
 
 
 def _say(line: str) -> None:
@@ -87,6 +46,7 @@ def serve(config: ServerConfig, announce: Callable[[str], None] = _say) -> None:
 
     Raises:
         ServeError, FolderInUseError, StoreError: what was asked for cannot be started.
+        ValueError: settings that there are not, or a model folder that does not say its own.
         EngineStartError: the engine cannot be opened, or ended for good.
     """
     import ray
@@ -100,13 +60,8 @@ def serve(config: ServerConfig, announce: Callable[[str], None] = _say) -> None:
     if not config.model_dir.is_dir():
         raise ServeError(f"{config.model_dir}: no such folder; give the folder of a saved model")
     started = time.monotonic()
-    # Ray's processes need not share our working folder.
-    config = replace(
-        config,
-        model_dir=config.model_dir.absolute(),
-        data_dir=config.data_dir.absolute(),
-        alignment=absolute_alignment(config.alignment),
-    )
+    config.check_settings()
+    config = config.absolute()  # Ray's processes need not share our working folder
     files = JobFiles(config.data_dir)
     lock = FolderLock(files.root, "server.lock", "animator serve")
     boot = secrets.token_hex(6)
@@ -148,9 +103,7 @@ class EngineActor:
         engine = open_engine(
             config.engine_factory,
             config.model_dir,
-            face=config.face,
-            pose=config.pose,
-            alignment=config.alignment,
+            **config.engine_options(),
         )
         files = JobFiles(config.data_dir)
         store = JobStore(files.database, max_attempts=config.max_attempts)
@@ -279,6 +232,8 @@ def _start_http(config: ServerConfig, port: int) -> None:
             max_queued=config.max_queued,
             api_key=os.environ.get(KEY_VARIABLE, "").strip() or None,
             local_only=config.local_only,
+            preset=config.preset,
+            changes=config.changes,
         )
 
     class Videos:

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
@@ -21,6 +22,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from inference.engine_factory import names_a_path
 from inference.outputs import sync
 from inference.requests import AnimationOptions, RequestError
 from inference.serving.job import IdempotencyError, Job, new_job_id
@@ -51,8 +53,15 @@ def create_app(
     max_queued: int,
     api_key: str | None = None,
     local_only: bool = True,
+    preset: str | None = None,
+    changes: Sequence[str] = (),
 ) -> FastAPI:
-    """The application; `local_only` refuses what a web page of another site can send."""
+    """The application; `local_only` refuses what a web page of another site can send.
+
+    Args:
+        preset, changes: by which the engines animate, to be told to those who ask.
+    """
+    told = [change for change in changes if not names_a_path(change)]
     guards = [Depends(_key_check(api_key))] if api_key else []
     if local_only and not api_key:
         guards = [Depends(_refuse_foreign_pages)]
@@ -67,7 +76,12 @@ def create_app(
     @app.get("/healthz")
     def healthz() -> Health:
         counts = store.counts()
-        return Health(queued=counts["queued"], in_progress=counts["in_progress"])
+        return Health(
+            queued=counts["queued"],
+            in_progress=counts["in_progress"],
+            preset=preset,
+            changes=told,
+        )
 
     @app.post("/v1/videos", status_code=201, dependencies=guards, openapi_extra=UPLOAD_FORM)
     async def create_video(request: Request) -> Video:

@@ -51,11 +51,17 @@ class DeletedVideo(BaseModel):
 
 
 class Health(BaseModel):
-    """The server answers and its store can be read."""
+    """The server answers and its store can be read; and by which settings it animates.
+
+    `preset` is null and `changes` empty where those are the model's own. Changes that give paths of
+    files on the server are left out, as anybody may ask.
+    """
 
     status: Literal["ok"] = "ok"
     queued: int
     in_progress: int
+    preset: str | None
+    changes: list[str]
 
 
 class Problem(BaseModel):

@@ -175,14 +175,20 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     engines: Annotated[int, typer.Option(help="Engines at work at the same time.")] = 1,
+    preset: Preset = None,
+    changes: Settings = None,
     face: Face = "auto",
     pose: Pose = "auto",
     alignment: Alignment = "auto",
 ) -> None:
     """Serve an HTTP interface that queues animation jobs; /docs describes it.
 
-    Other machines reach it with --host 0.0.0.0 and a key in ANIMATOR_API_KEY.
-    Example: animator serve --model runs/animator/model --port 8000
+    --preset and --set hold for all jobs, as those of `animator animate` do for one; a job's own
+    steps and guidance come after them. Other machines reach it with --host 0.0.0.0 and a key in
+    ANIMATOR_API_KEY.
+
+    Example: animator serve --model runs/animator/model --port 8000 --preset fast --set
+    provenance.watermark=AI-generated
     """
     from inference.serving.serve import ServerConfig
     from inference.serving.serve import serve as run_server
@@ -194,6 +200,8 @@ def serve(
             host=host,
             port=port,
             engines=engines,
+            preset=preset,
+            changes=tuple(changes or ()),
             face=face,
             pose=pose,
             alignment=alignment,

@@ -204,7 +204,7 @@ def test_somebody_of_several_without_a_face_is_named_among_the_warnings(model, f
     head = np.array((0.44, 0.25), np.float32)  # of the portrait
     body = np.random.default_rng(1).uniform(0.4, 0.6, (18, 2)).astype(np.float32)
     body[HEAD] = head
-    alone, two = body[None], np.stack([body, body + np.float32((0.4, 0.0))])
+    alone, two = body[None], np.stack([body, body + np.array((0.4, 0.0), np.float32)])
     said = {}
     for name, people in (("alone", alone), ("two", two)):
         write_pose(tmp_path / "person.pose.npz", people[None])

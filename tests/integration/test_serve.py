@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from animator.weights import save_model
 from inference import outputs
 from inference.serving.jobs import JobStore
 from inference.serving.serve import ServeError, ServerConfig, serve
+from infra.cli import main
+from infra.console import WRONG_USE
 from pipelines.video import encode, probe
+from tests.unit.test_tasks import SMALL
 
 HERE = Path(__file__).parent
 DONE = {"completed", "failed"}
@@ -45,8 +50,11 @@ class Server:
         self.process: subprocess.Popen[str] | None = None
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
 
-    def start(self) -> str:
-        """Start and wait until it is ready; returns the line it prints."""
+    def start(self, command: list[str] | None = None) -> str:
+        """Start and wait until it is ready; returns the line it prints.
+
+        `command`: the arguments of Python, instead of those with the stand-in engine.
+        """
         script = (
             "from pathlib import Path\n"
             "from inference.serving.serve import ServerConfig, serve\n"
@@ -64,7 +72,7 @@ class Server:
         env.pop("ANIMATOR_API_KEY", None)
         with (self.folder / "stderr").open("a") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", script],
+                [sys.executable, *(command or ["-c", script])],
                 env=env,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -306,16 +314,95 @@ def test_ten_jobs_survive_kills_and_each_is_made_once(tmp_path: Path) -> None:
 def test_what_cannot_be_started_is_said_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = {"model_dir": tmp_path, "data_dir": tmp_path / "data"}
+    config = ServerConfig(model_dir=tmp_path, data_dir=tmp_path / "data")
     monkeypatch.delenv("ANIMATOR_API_KEY", raising=False)
     with pytest.raises(ServeError, match="ANIMATOR_API_KEY is not set"):
-        serve(ServerConfig(**config, host="0.0.0.0"))
+        serve(replace(config, host="0.0.0.0"))
     with pytest.raises(ServeError, match="engines is 0, expected 1 or more"):
-        ServerConfig(**config, engines=0)
+        replace(config, engines=0)
     monkeypatch.setattr("inference.serving.serve.PORT_SECONDS", 0.3)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen(1)
         port = taken.getsockname()[1]
         with pytest.raises(ServeError, match=rf"127\.0\.0\.1:{port} cannot be bound"):
-            serve(ServerConfig(**config, port=port))
+            serve(replace(config, port=port))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A tiny model, of the real engine."""
+    import torch
+
+    from animator.model import Animator
+
+    torch.manual_seed(0)
+    about = {"sampling": {"steps": 12, "sigma_min": 0.05, "sigma_max": 20.0}}
+    animator = (SMALL, Animator(SMALL).state_dict())
+    save_model(tmp_path / "tiny", animator=animator, about=about)
+    return tmp_path / "tiny"
+
+
+def keypoints(path: Path, frames: int) -> tuple[str, bytes]:
+    points = np.random.default_rng(0).uniform(0.3, 0.7, (1, 1, 18, 2)).astype(np.float32)
+    score = np.ones((frames, 1, 18), np.float32)
+    np.savez(path, keypoints=points.repeat(frames, 0), score=score, fps=8.0)
+    return path.name, path.read_bytes()
+
+
+def test_a_preset_and_settings_hold_for_every_job_and_are_told(
+    tmp_path: Path, model: Path, no_models: Path
+) -> None:
+    server = Server(tmp_path)
+    given = {"model": model, "data": server.data, "port": server.port, "preset": "fast"}
+    options = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+    server.start(["-m", "infra", "serve", *options, "--set", "sampling.churn=3"])
+    try:
+        health = server.client.get("/healthz").json()
+        assert (health["preset"], health["changes"]) == ("fast", ["sampling.churn=3"])
+        files = {
+            "image": ("a.png", (tmp_path / "person.png").read_bytes()),
+            "video": ("b.mp4", (tmp_path / "dance.mp4").read_bytes()),
+            "image_pose": keypoints(tmp_path / "a.pose.npz", 1),
+            "video_pose": keypoints(tmp_path / "b.pose.npz", 6),
+        }
+        sent = server.client.post("/v1/videos", files=files, data={"steps": 2}).json()
+        assert server.wait(sent["id"], seconds=120)["status"] == "completed"
+    finally:
+        assert server.end(signal.SIGTERM) == 0
+    record = outputs.published(server.data / "videos" / f"{sent['id']}.mp4")
+    assert record is not None
+    assert record["preset"]["name"] == "fast"
+    assert set(record["preset"]["changed"]) == {
+        "sampling.churn: 0.0 → 3.0",
+        "sampling.steps: 10 → 2",
+    }
+    assert record["sampling"]["schedule"] == "ays"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["--preset", "quick"], "Got preset 'quick', but expected one of quality"),
+        (["--set", "sampling.chrun=1"], "sampling.chrun"),
+        (["--preset", "fast", "--set", "sampling.steps=some"], "sampling.steps"),
+        (["--set", "windows.overlap=-1"], "overlap"),
+    ],
+)
+def test_a_preset_or_setting_that_there_is_not_is_refused_before_anything_is_begun(
+    tmp_path: Path,
+    model: Path,
+    capsys: pytest.CaptureFixture[str],
+    wrong: list[str],
+    said: str,
+) -> None:
+    import ray
+
+    data = tmp_path / "data"
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--model", str(model), "--data", str(data), *wrong])
+    assert ended.value.code == WRONG_USE
+    [line] = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert not data.exists()
+    assert not ray.is_initialized()

@@ -8,6 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from inference.serving.config import ServerConfig
 from inference.serving.jobs import JobStore
 from inference.serving.uploads import UploadLimits
 from inference.serving.web import create_app
@@ -55,6 +56,23 @@ def test_every_route_but_health_wants_the_key(client, form) -> None:
             assert response.headers["www-authenticate"] == "Bearer"
     right = {"Authorization": f"Bearer {KEY}"}
     assert guarded.post("/v1/videos", files=form, headers=right).status_code == 201
+
+
+def test_health_tells_the_settings_but_no_paths_of_the_server(client) -> None:
+    plain = client().get("/healthz").json()
+    assert (plain["preset"], plain["changes"]) == (None, [])
+    changes = ("sampling.churn=40", "provenance.key = /etc/keys/secret.pem")
+    told = client(preset="fast", changes=changes).get("/healthz").json()
+    assert (told["preset"], told["changes"]) == ("fast", ["sampling.churn=40"])
+
+
+def test_files_of_settings_mean_the_same_in_another_working_folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    changes = ("provenance.key=key.pem", "sampling.churn=40")
+    config = ServerConfig(model_dir=Path("model"), data_dir=Path("jobs"), changes=changes)
+    absolute = config.absolute()
+    assert (absolute.model_dir, absolute.data_dir) == (tmp_path / "model", tmp_path / "jobs")
+    assert absolute.changes == (f"provenance.key={tmp_path / 'key.pem'}", "sampling.churn=40")
 
 
 def test_an_acknowledged_job_has_its_files_and_row(client, form, store, tmp_path) -> None:
