@@ -4,7 +4,7 @@ Weights of the published decoder are not at hand everywhere, and random ones sho
 small autoencoder of the same structure is fitted for a moment to the very clip that it is measured
 on: its pictures are soft, but show faces that a recognition network knows.
 
-Shapes: T frames, H W pixels.
+Shapes: T frames, P people, H W pixels.
 """
 
 import hashlib
@@ -38,11 +38,17 @@ _READ = 6  # frames read of the video for one that is used: the face must be fou
 
 
 @dataclass(frozen=True)
-class FaceClip:
-    """Frames with a face of a known place, and a picture of another face."""
+class FaceFrames:
+    """Frames with faces of known places: all that a decoder is fitted to."""
 
     frames: np.ndarray  # (T, H, W, 3) uint8
-    places: FacePlaces
+    places: FacePlaces  # of (T, P) faces
+
+
+@dataclass(frozen=True)
+class FaceClip(FaceFrames):
+    """Frames with a face of a known place, and a picture of another face."""
+
     reference: np.ndarray  # uint8
     reference_face: Face
 
@@ -104,24 +110,48 @@ def read_clip(
 
 
 def fitted_codec(
-    clip: FaceClip, folder: Path, *, steps: int, tell: Callable[[float], None]
+    clip: FaceFrames, folder: Path, *, steps: int, tell: Callable[[float], None]
 ) -> tuple[TemporalVAE, dict[str, float]]:
     """A small autoencoder that shows this clip, from the folder where it was fitted before.
 
+    It is fitted around the visible faces, wherever they are; what is far from all of them comes
+    out as it may.
+
     Returns:
         the codec and how it was fitted: steps, seconds, mean absolute error of patches (0..255).
+
+    Raises:
+        ValueError: for a clip that shows no face, or whose frames are smaller than a patch.
     """
-    key = hashlib.sha256(clip.frames.tobytes() + f"{CHANNELS} {steps}".encode()).hexdigest()[:16]
-    place = folder / f"vae-{key}"
+    if not clip.places.visible.any():
+        raise ValueError(
+            "Got a clip without a visible face, but expected one at least: the decoder is fitted "
+            "around faces. Give another clip."
+        )
+    if min(clip.frames.shape[1:3]) < PATCH:
+        raise ValueError(
+            f"Got frames of {clip.frames.shape[1]} x {clip.frames.shape[2]} pixels, but expected "
+            f"at least {PATCH} x {PATCH}: the decoder is fitted to squares of that size."
+        )
+    place = folder / f"vae-{_key(clip, steps)}"
     if not (place / "fit.json").is_file():
-        vae, about = _fit(clip.frames, steps, tell)
+        vae, about = _fit(clip, steps, tell)
         vae.save_pretrained(str(place))
         (place / "fit.json").write_text(json.dumps(about))
     return TemporalVAE.from_folder(place), json.loads((place / "fit.json").read_text())
 
 
+def _key(clip: FaceFrames, steps: int) -> str:
+    """What names a fit: everything that it depends on."""
+    settings = [CHANNELS, PATCH, PATCHES, RATE, steps, clip.frames.shape, clip.places.visible.shape]
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    for part in (clip.frames, clip.places.visible, clip.places.boxes):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()[:16]
+
+
 def _fit(
-    frames: np.ndarray, steps: int, tell: Callable[[float], None]
+    clip: FaceFrames, steps: int, tell: Callable[[float], None]
 ) -> tuple[AutoencoderKLTemporalDecoder, dict[str, float]]:
     torch.manual_seed(0)
     sizes: Any = {"block_out_channels": CHANNELS, "layers_per_block": 1}
@@ -133,7 +163,7 @@ def _fit(
     for step in range(steps):
         for group in adam.param_groups:
             group["lr"] = RATE * min(1, 5 * (1 - step / steps))
-        patches = _patches(frames, rng)
+        patches = _patches(clip, rng)
         latents = vae.encode(patches, return_dict=False)[0].mode()
         shown = vae.decode(latents, num_frames=len(patches), return_dict=False)[0]
         off = (shown - patches).abs().mean()
@@ -146,19 +176,27 @@ def _fit(
         tell((step + 1) / steps)
     vae.eval().requires_grad_(False)
     with torch.no_grad():
-        spread = vae.encode(_patches(frames, rng), return_dict=False)[0].mode().std()
+        spread = vae.encode(_patches(clip, rng), return_dict=False)[0].mode().std()
     vae.register_to_config(scaling_factor=1 / float(spread))
     seconds = round(time.perf_counter() - begun, 1)
     return vae, {"steps": steps, "seconds": seconds, "error": round(error * 127.5, 2)}
 
 
-def _patches(frames: np.ndarray, rng: np.random.Generator) -> Tensor:
-    """The same square of consecutive frames, near the middle where the face is."""
+def _patches(clip: FaceFrames, rng: np.random.Generator) -> Tensor:
+    """The same square of consecutive frames `(PATCHES, 3, PATCH, PATCH)`, near a visible face.
+
+    There are fewer frames where the clip has fewer.
+    """
+    frames, places = clip.frames, clip.places
+    number, person = rng.choice(np.argwhere(places.visible))
+    first = max(0, int(number) - PATCHES + 1)
+    last = min(int(number), max(0, len(frames) - PATCHES))
+    start = int(rng.integers(first, last + 1))
+    x0, y0, x1, y1 = places.boxes[number, person]
     height, width = frames.shape[1:3]
-    start = int(rng.integers(0, max(1, len(frames) - PATCHES + 1)))
     top, left = (
-        int(np.clip(rng.normal(side / 2, PATCH / 2) - PATCH / 2, 0, side - PATCH))
-        for side in (height, width)
+        int(np.clip(rng.normal(middle * side, PATCH / 2) - PATCH / 2, 0, side - PATCH))
+        for middle, side in (((y0 + y1) / 2, height), ((x0 + x1) / 2, width))
     )
     part = frames[start : start + PATCHES, top : top + PATCH, left : left + PATCH]
     return to_tensor(np.ascontiguousarray(part))

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from inference.faces.benchmark import HjbBench, bench_hjb
-from inference.faces.benchmark_clip import read_clip
+from inference.faces.benchmark_clip import PATCH, FaceFrames, _patches, fitted_codec, read_clip
+from inference.faces.places import FacePlaces
 from pipelines.faces import InsightFaceBackend
 
 
@@ -52,6 +53,58 @@ def test_rows_are_judged_by_what_they_made(models_env: Path, data_root: Path, tm
     assert 0 < crop["cells_changed"] < 0.9
     assert crop["seconds"] > 0
     assert result["decoder"]["steps"] == 3
+
+
+def grey_clip(*middles: tuple[float, float], side: int = 3 * PATCH) -> FaceFrames:
+    """One grey frame with a person at each of these places (x, y); white there."""
+    frame = np.full((1, side, side, 3), 90, np.uint8)
+    boxes = np.array([[[x - 0.05, y - 0.05, x + 0.05, y + 0.05] for x, y in middles]], np.float32)
+    for x0, y0, x1, y1 in (boxes[0] * side).astype(int):
+        frame[0, y0:y1, x0:x1] = 255
+    places = FacePlaces(
+        visible=np.ones((1, len(middles)), bool),
+        landmarks=np.zeros((1, len(middles), 5, 2), np.float32),
+        boxes=boxes,
+        size=(side, side),
+    )
+    return FaceFrames(frame, places)
+
+
+def test_a_decoder_is_fitted_around_every_visible_face_wherever_it_is():
+    clip = grey_clip((0.15, 0.2), (0.85, 0.8))
+    rng = np.random.default_rng(0)
+    white: list[bool] = []
+    for _ in range(100):
+        patch = _patches(clip, rng)
+        assert patch.shape == (1, 3, PATCH, PATCH)
+        white.append(bool((patch == 1).any()))
+    assert np.mean(white) > 0.7
+
+    clip.places.visible[:] = [[False, True]]
+    clip.frames[0, : clip.frames.shape[1] // 2] = 0  # where the face is that is not visible
+    assert np.mean([(_patches(clip, rng) > -1).float().mean() > 0.5 for _ in range(50)]) > 0.9
+
+
+def test_a_fit_is_kept_for_the_faces_it_was_made_for(tmp_path: Path):
+    def fits(clip: FaceFrames) -> int:
+        fitted_codec(clip, tmp_path, steps=1, tell=lambda share: None)
+        return len(list(tmp_path.iterdir()))
+
+    one = grey_clip((0.3, 0.3))
+    assert fits(one) == 1
+    assert fits(one) == 1
+    elsewhere = FaceFrames(one.frames, grey_clip((0.7, 0.7)).places)
+    assert fits(elsewhere) == 2
+
+
+def test_a_clip_that_no_decoder_can_be_fitted_to_is_refused(tmp_path: Path):
+    small = grey_clip((0.5, 0.5), side=PATCH - 8)
+    with pytest.raises(ValueError, match=f"at least {PATCH} x {PATCH}"):
+        fitted_codec(small, tmp_path, steps=1, tell=lambda share: None)
+    faceless = grey_clip((0.5, 0.5))
+    faceless.places.visible[:] = False
+    with pytest.raises(ValueError, match="without a visible face"):
+        fitted_codec(faceless, tmp_path, steps=1, tell=lambda share: None)
 
 
 @pytest.mark.parametrize(
