@@ -41,6 +41,7 @@ class AlignmentSettings:
     # Of several: which person of the picture each person of the clip becomes, both from left to
     # right, the picture's counted from 1. None: in the same order.
     people: tuple[int, ...] = ()
+    others: bool = False  # draw people of the clip who become nobody of the picture, too
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_scale <= 100:

@@ -211,6 +211,8 @@ class AnimationPipeline:
             else:
                 pairs = matched(still, moving, sizes, thresholds, settings.alignment.people)
                 alignment = unaligned(driving_pose.keypoints, sizes, pairs)
+        score = alignment.drawn(driving_pose.score, others=settings.alignment.others)
+        driving_pose = replace(driving_pose, score=score)
         owned = faces_of(reference_pose, alignment, face, faces)
         animated = [owned.get(person.reference) for person in alignment.people]
         with timings.stage("reference"):

@@ -46,6 +46,20 @@ class Retargeted:
         """The alignment of the driving clip's main person."""
         return self.people[0]
 
+    def drawn(self, score: np.ndarray, *, others: bool) -> np.ndarray:
+        """Score `(T, P, K)` of the driving poses that are drawn.
+
+        Args:
+            others: people of the clip who move nobody of the picture are drawn as well; else
+                they are nowhere seen.
+        """
+        if others:
+            return score
+        matched = [person.driving for person in self.people]
+        hidden = np.zeros_like(score)
+        hidden[:, matched] = score[:, matched]
+        return hidden
+
     @property
     def warnings(self) -> list[str]:
         """Reasons not to trust the alignment, of all people."""
@@ -85,8 +99,8 @@ def retarget(
     """Align driving poses to the reference.
 
     Where both show several people they are matched from left to right and aligned one by one;
-    driving people without a partner go along with the main one. The body alone decides; hands
-    and face follow it.
+    driving people without a partner go along with the main one, if they are drawn at all (see
+    `Retargeted.drawn`). The body alone decides; hands and face follow it.
 
     What is used falls back in this order, and the result says which it was: the learned block,
     where a frame shares six joints with the reference; the closed form, where one shares three;

@@ -5,7 +5,7 @@ It sees what `inference.engine` sees and aligns as it does, and needs no animato
 
 import io
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +86,19 @@ def report_alignment(request: AlignmentReport, progress: Progress | None = None)
         own_transforms(block, pair_of(reference, driving, person), reference.size)
         for person in moved.people
     ]
+    notes = _notes(methods, _people(driving.score, driving.threshold), face is not None)
+    about_both = _about(request, reference, driving, info, len(frames))
+    score = moved.drawn(driving.score, others=request.settings.others)
+    driving = replace(driving, score=score)
     shown = _shown(moved, driving)
     result = {
-        **_about(request, reference, driving, info, len(frames)),
+        **about_both,
         "verdict": decide(moved.people)._asdict(),
         "used": used,
         "summary": moved.describe(),
         "alignment": moved.record(),
         "warnings": [{"text": text, "advice": advise(text)} for text in moved.warnings],
-        "notes": _notes(methods, _people(driving.score, driving.threshold), face is not None),
+        "notes": notes,
         "people": [
             {**person.record(), "frames_own": _numbers(transforms)}
             for person, transforms in zip(moved.people, own, strict=True)
@@ -194,7 +198,7 @@ def _notes(methods: dict[str, MethodResult], num_driving: int, has_face: bool) -
         notes.append(
             f"the clip shows {num_driving} people, of whom {len(people)} "
             f"{'has' if len(people) == 1 else 'have'} a partner in the picture: the others are "
-            "drawn too, and go along with the main one"
+            "left out (alignment.others=true draws them too, going along with the main one)"
         )
     if not has_face:
         notes.append(

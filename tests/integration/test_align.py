@@ -173,6 +173,7 @@ def test_several_people_are_each_reported(files, capsys):
     write_pose(files / "me.pose.npz", pair[:, :1])
     _, _, err = run(capsys, *given(alignment="closed-form"))
     assert "the clip shows 2 people, of whom 1 has a partner" in err
+    assert "the others are left out" in err
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,27 @@ def test_one_person_in_the_clip_is_animated_as_ever(pipeline: AnimationPipeline)
     assert len(tokens(clip)) == 1
 
 
+def test_whoever_becomes_nobody_of_the_picture_is_left_out_unless_asked_for(
+    pipeline: AnimationPipeline,
+) -> None:
+    def frames(*driving: float, others: bool = False) -> np.ndarray:
+        alignment = AlignmentSettings(others=others)
+        return pipeline(
+            picture(),
+            pose(0.25),
+            pose(*driving, frames=FRAMES),
+            fps=10.0,
+            face=LEFT,
+            align=False,
+            size=(SIDE, SIDE),
+            settings=replace(pipeline.settings, alignment=alignment),
+        ).frames
+
+    alone = frames(0.25)
+    assert np.array_equal(frames(0.25, 0.75), alone)
+    assert not np.array_equal(frames(0.25, 0.75, others=True), alone)
+
+
 @pytest.mark.parametrize("people", [(1,), (1, 1), (2, 3)])
 def test_an_order_of_other_people_is_refused(
     pipeline: AnimationPipeline, people: tuple[int, ...]
