@@ -22,6 +22,7 @@ from torch import Tensor
 
 from animator.config import PRESETS
 from animator.model import Animator
+from inference.peak_memory import host_now, host_peak
 from inference.timing import OnRun, alternate, machine, summary, synchronise
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -207,9 +208,9 @@ def _peak_memory(device: torch.device) -> Iterator[list[float]]:
     _give_back()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew
-        held = _status("VmRSS")
+        held = host_now()
         yield peak
-        peak[0] = max(0.0, _status("VmHWM") - held)
+        peak[0] = max(0.0, (host_peak() or float("nan")) - held)
     except OSError:  # another system
         yield peak
         peak[0] = float("nan")
@@ -220,10 +221,3 @@ def _give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-
-
-def _status(name: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return float(line.split()[1]) * 1024
-    return float("nan")

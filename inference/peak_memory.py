@@ -42,8 +42,18 @@ class PeakMemory:
 
 def host_peak() -> int | None:
     """Most bytes the process had in memory at once (VmHWM); None where the system does not say."""
+    return _status("VmHWM")
+
+
+def host_now() -> float:
+    """Bytes of the process in memory now; not a number where the system does not say."""
+    found = _status("VmRSS")
+    return float("nan") if found is None else float(found)
+
+
+def _status(name: str) -> int | None:
     try:
-        found = re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text())
+        found = re.search(rf"{name}:\s+(\d+) kB", _STATUS.read_text())
     except OSError:
         return None
     return None if found is None else int(found[1]) * 1024

@@ -22,7 +22,7 @@ import numpy as np
 
 from inference.engine import AnimationEngine
 from inference.engine_factory import absolute_alignment
-from inference.peak_memory import PeakMemory
+from inference.peak_memory import PeakMemory, host_now
 from inference.perception import check_inputs
 from inference.preset_quality import distance, open_judge
 from inference.presets import PRESETS, preset
@@ -140,7 +140,7 @@ def run_task(task: Path, name: str) -> None:
     own = apply_overrides(pipeline.settings, bench.changes)
     settings = preset(name).settings(own, pipeline.device.type)
     timings, memory = Timings(), PeakMemory()
-    held = _resident()
+    held = host_now()
     begun, worked = time.perf_counter(), time.process_time()
     stream = pipeline.stream(
         **inputs, size=bench.size, seed=bench.seed, settings=settings, timings=timings
@@ -253,16 +253,6 @@ def _verdict(
         "held": not broken,
         "changes": own[-1]["changes"],
     }
-
-
-def _resident() -> float:
-    """Bytes of this process in memory now; not a number where the system does not say."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return float("nan")
-    found = next((line for line in lines if line.startswith("VmRSS:")), "VmRSS: nan")
-    return float(found.split()[1]) * 1024
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from inference.faces.config import FaceOptimizationConfig
 from inference.faces.optimizer import FaceOptimizer
 from inference.faces.places import FacePlaces
 from inference.faces.similarity import FaceReader, arcface
-from inference.peak_memory import PeakMemory
+from inference.peak_memory import PeakMemory, host_now
 from inference.timing import timed
 from pipelines.overrides import from_dict
 
@@ -38,7 +38,7 @@ def run_task(task: Path) -> None:
     )
     refined: list[Tensor] = []
     peak = PeakMemory()
-    held = _resident()
+    held = host_now()
     used = time.process_time()
     seconds = timed(
         lambda: refined.append(optimizer.refine(latents, torch.arange(len(latents)), 0)),
@@ -68,16 +68,6 @@ def as_tensors(places: FacePlaces) -> dict[str, Tensor]:
 def _from_tensors(tensors: dict[str, Tensor], size: tuple[int, int]) -> FacePlaces:
     parts = {name: tensors[name].numpy() for name in ("visible", "landmarks", "boxes")}
     return FacePlaces(**parts, size=size)
-
-
-def _resident() -> float:
-    """Bytes of this process in memory now; not a number where the system does not say."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return float("nan")
-    found = next((line for line in lines if line.startswith("VmRSS:")), "VmRSS: nan")
-    return float(found.split()[1]) * 1024
 
 
 if __name__ == "__main__":
