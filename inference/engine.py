@@ -13,6 +13,7 @@ import numpy as np
 
 from inference.clip_stream import AnimationStream
 from inference.engine_factory import model_fingerprint
+from inference.identity import IdentityMeter
 from inference.outputs import making
 from inference.peak_memory import PeakMemory
 from inference.perception import AnimationError, Perception, check_inputs
@@ -20,6 +21,7 @@ from inference.perception_cache import RememberingPerception
 from inference.pipeline import AnimationPipeline
 from inference.presets import preset as find_preset
 from inference.provenance import Signer, file_metadata, watermarked
+from inference.records import describe_face, describe_preset, describe_run, run_warnings
 from inference.requests import AnimationRequest
 from inference.seams import SeamMeter, pose_motion
 from inference.settings import chosen_settings
@@ -28,7 +30,6 @@ from inference.states import WorkPlace
 from pipelines.faces import Face
 from pipelines.framing import fit
 from pipelines.images import read_image
-from pipelines.overrides import differences, to_dict
 from pipelines.pose_file import FilePoseBackend
 from pipelines.shards import sha256_file, write_atomic
 from pipelines.video import EncodeResult, VideoInfo, encode
@@ -170,19 +171,14 @@ class AnimationEngine:
         )
         try:
             progress(SAMPLED, "writing")
-            meter = self._meter(stream, image, face)
+            meters = self._meters(stream, image, face)
             with making(request.output) as folder:
                 staged = folder / "video.mp4"
-                encoded = self._write(staged, request, info, stream, meter, timings, progress)
-                warnings = self._warnings(stream, meter, face, encoded.audio_note)
-                record = self._record(request, info, stream, models, warnings)
-                record["seams"] = meter.record()
-                if stream.faces is not None:
-                    record["face_optimization"] = stream.faces.record()
+                encoded = self._write(staged, request, info, stream, meters, timings, progress)
+                record = self._record(request, info, stream, meters, face, models)
+                if encoded.audio_note:
+                    record["warnings"].append(encoded.audio_note)
                 record["timings"], record["memory"] = timings.record(), memory.record()
-                if face is not None:
-                    box = [round(float(side), 4) for side in face.box]
-                    record["face"] = {"chosen": request.reference_face, "box": box}
                 if self._signer is not None:
                     title = f"{request.reference.name} moved by {request.driving.name}"
                     self._signer.sign(staged, record["models"], title)
@@ -229,14 +225,16 @@ class AnimationEngine:
             replace=replace,
         )
 
-    def _meter(self, stream: AnimationStream, image: np.ndarray, face: Face | None) -> SeamMeter:
-        """What watches the frames for seams and drift."""
+    def _meters(
+        self, stream: AnimationStream, image: np.ndarray, face: Face | None
+    ) -> tuple[SeamMeter, IdentityMeter | None]:
+        """What watches the frames for seams and drift, and for who they show."""
         encoder, poses = self.pipeline.encoder, stream.poses
         windows = [w.frames for w in stream.plan(stream.settings.sampling.steps - 1)]
-        decoded = stream.decoded_spans()
         motion = pose_motion(poses.keypoints, poses.score, poses.threshold)
-        if face is None or len(windows) < 2:
-            return SeamMeter(windows, decoded, motion=motion)
+        seams = SeamMeter(windows, stream.decoded_spans(), motion=motion)
+        if face is None:
+            return seams, None
         reference = encoder.face_embedding(image, face).numpy()
 
         def likeness(embedding: np.ndarray) -> float:
@@ -247,7 +245,7 @@ class AnimationEngine:
             found = [encoder.face_embedding(frame, one).numpy() for one in faces]
             return max(found, key=likeness, default=None)
 
-        return SeamMeter(windows, decoded, motion=motion, identify=identify, reference=reference)
+        return seams, IdentityMeter(len(stream), windows, identify, reference)
 
     def _write(
         self,
@@ -255,7 +253,7 @@ class AnimationEngine:
         request: AnimationRequest,
         info: VideoInfo,
         stream: AnimationStream,
-        meter: SeamMeter,
+        meters: Sequence[SeamMeter | IdentityMeter | None],
         timings: Timings,
         progress: Progress,
     ) -> EncodeResult:
@@ -264,7 +262,8 @@ class AnimationEngine:
         def shown(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
             for number, frame in enumerate(frames):
                 with timings.stage("measuring"):
-                    meter.add(frame)
+                    for meter in filter(None, meters):
+                        meter.add(frame)
                 yield frame
                 progress(SAMPLED + (1 - SAMPLED) * (number + 1) / len(stream), "writing")
 
@@ -273,32 +272,6 @@ class AnimationEngine:
             sound = request.driving if info.has_audio else None
             frames = watermarked(frames, stream.settings.provenance.watermark)
             return encode(staged, frames, fps=info.fps, audio_from=sound, metadata=file_metadata())
-
-    def _warnings(
-        self, stream: AnimationStream, meter: SeamMeter, face: Face | None, audio_note: str
-    ) -> list[str]:
-        warnings = [*self.pipeline.encoder.warnings]
-        if audio_note:
-            warnings.append(audio_note)
-        if face is None:
-            warnings.append("no face was found in the reference: its identity is not guided")
-        else:
-            warnings += [
-                f"person {number + 1} of the picture has no face that was found: its identity is "
-                "not guided; give a picture that shows the face, or animate fewer people"
-                for number in stream.faceless
-            ]
-            if stream.no_faces:
-                warnings.append(f"faces are not optimised: {stream.no_faces}")
-        warnings += [f"alignment: {text}" for text in stream.alignment.warnings]
-        return warnings + meter.warnings()
-
-    def _preset_record(self, stream: AnimationStream) -> dict[str, Any]:
-        """The preset, its limits, and what was set otherwise: for that the limits say nothing."""
-        if self.preset is None:
-            return {}
-        changed = differences(to_dict(self._preset_settings), to_dict(stream.settings))
-        return {"preset": {**self.preset.record(), "changed": changed}}
 
     @staticmethod
     def _publish(output: Path, staged: Path, record: dict[str, Any]) -> None:
@@ -312,37 +285,31 @@ class AnimationEngine:
         request: AnimationRequest,
         info: VideoInfo,
         stream: AnimationStream,
+        meters: tuple[SeamMeter, IdentityMeter | None],
+        face: Face | None,
         models: dict[str, Any],
-        warnings: list[str],
     ) -> dict[str, Any]:
-        height, width = stream.size
-        return {
-            "reference": request.reference.name,
-            "driving": request.driving.name,
-            **self._preset_record(stream),
-            "video": {
-                "frames": len(stream),
-                "height": height,
-                "width": width,
-                "fps": round(info.fps, 4),
-                "sound": info.has_audio,
-            },
-            "alignment": {**stream.alignment.record(), "summary": stream.alignment.describe()},
-            "sampling": {
-                "seed": request.seed,
-                "dtype": str(self.pipeline.animator.dtype).removeprefix("torch."),
-                **to_dict(stream.settings.sampling),
-                "guidance": to_dict(stream.settings.guidance),
-                "windows": to_dict(stream.settings.windows),
-            },
+        """The record, but for what is known only when all is done."""
+        seams, identity = meters
+        licence = self.pipeline.about.get("licence", "that of its training data")
+        warnings = [*self.pipeline.encoder.warnings, *run_warnings(stream, face)]
+        record = {
+            **describe_run(
+                request, info, stream, str(self.pipeline.animator.dtype).removeprefix("torch.")
+            ),
+            **describe_preset(self.preset, self._preset_settings, stream.settings),
+            **describe_face(face, request.reference_face),
             "models": {
-                "animator": {
-                    "name": self.model_dir.name,
-                    "licence": self.pipeline.about.get("licence", "that of its training data"),
-                },
+                "animator": {"name": self.model_dir.name, "licence": licence},
                 **self.pipeline.encoder.models,
                 **models,
             },
-            "provenance": stream.settings.provenance.record(),
-            "warnings": warnings,
+            "seams": seams.record(),
+            "warnings": warnings + seams.warnings(),
         }
+        if identity is not None:
+            record["identity"] = identity.record()
+            record["warnings"] += identity.warnings()
+        if stream.faces is not None:
+            record["face_optimization"] = stream.faces.record()
+        return record

@@ -1,11 +1,11 @@
-"""What a long video shows of having been made in windows: seams, and drift of colour and identity.
+"""What a long video shows of having been made in windows: seams, and drift of colour.
 
 Frames are looked at once, in order, while they are written; a few numbers a frame are kept.
 
-Shapes: T frames, H W pixels, E face embedding.
+Shapes: T frames, H W pixels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,6 @@ import numpy as np
 
 GOAL = 1.1  # seam score up to which a seam is no more than motion
 COLOUR_LIMIT = 16.0  # grey levels of 255
-IDENTITY_LIMIT = 0.2  # of cosine similarity
-MOST_FACES = 16  # windows that faces are looked for in, spread over the video
-# The embedding (E,) of the main face of a frame, or None where there is none.
-Identify = Callable[[np.ndarray], np.ndarray | None]
 Spans = Sequence[Sequence[int]]
 
 
@@ -90,8 +86,6 @@ class SeamMeter:
         decoded: first and last + 1 frame of what was decoded together.
         motion: how much the person moves from frame to frame, `(T - 1,)`: a seam that lies in a
             quick movement is no worse for it.
-        identify: embeds the main face of a frame; it is asked once a window at most.
-        reference: the embedding that the faces should have.
     """
 
     def __init__(
@@ -100,35 +94,23 @@ class SeamMeter:
         decoded: Sequence[tuple[int, int]] = (),
         *,
         motion: np.ndarray | None = None,
-        identify: Identify | None = None,
-        reference: np.ndarray | None = None,
     ):
         self._layouts: dict[str, Spans] = {"sampling": windows}
         if len(decoded) > 1:
             self._layouts["decoding"] = [range(start, stop) for start, stop in decoded]
         self._windows = list(windows)
         self._motion = motion
-        self._identify = identify
-        self._reference = reference
-        every = -(-len(self._windows) // MOST_FACES)
-        self._asked = {span[len(span) // 2] for span in self._windows[:: every or 1]}
-        self._similarity: list[float] = []  # of the windows that show a face
         self._differences: list[float] = []
         self._colours: list[np.ndarray] = []
         self._last: np.ndarray | None = None
 
     def add(self, frame: np.ndarray) -> np.ndarray:
         """Look at the next frame, uint8 RGB `(H, W, 3)`; returns it."""
-        number = len(self._colours)
         if self._last is not None:
             apart = np.maximum(frame, self._last) - np.minimum(frame, self._last)
             self._differences.append(float(apart.mean()))
         self._last = frame
         self._colours.append(frame.reshape(-1, 3).mean(0))
-        if self._identify is not None and self._reference is not None and number in self._asked:
-            found = self._identify(frame)
-            if found is not None:
-                self._similarity.append(_cosine(found, self._reference))
         return frame
 
     def record(self) -> dict[str, Any]:
@@ -137,21 +119,13 @@ class SeamMeter:
         `sampling` and `decoding` are the seam scores of the windows of either: `score` is
         `at_seams` over `inside`, and `motion` the same ratio of how much the person moves, so what
         to expect where there are no seams. `colour_drift` is the largest difference of a window's
-        mean colour to the first window's; `identity` the faces' similarity to the reference in the
-        first and last window that show one, and the lowest.
+        mean colour to the first window's.
         """
         scores = {name: row for name, spans in self._layouts.items() if (row := self._row(spans))}
         if len(self._windows) < 2 and not scores:
             return {}
         record = {"windows": len(self._windows), **scores}
         record["colour_drift"] = round(self._colour_drift(), 3)
-        if self._similarity:
-            record["identity"] = {
-                "first": round(self._similarity[0], 4),
-                "last": round(self._similarity[-1], 4),
-                "lowest": round(min(self._similarity), 4),
-                "windows": len(self._similarity),
-            }
         return record
 
     def _row(self, spans: Spans) -> dict[str, float]:
@@ -184,20 +158,9 @@ class SeamMeter:
             found.append(
                 f"colours drift by up to {record['colour_drift']:.0f} of 255 levels over the video"
             )
-        identity = record.get("identity")
-        if identity and identity["first"] - identity["lowest"] > IDENTITY_LIMIT:
-            found.append(
-                f"the face drifts from the reference: similarity {identity['first']:.2f} in the "
-                f"first window, {identity['lowest']:.2f} in the worst"
-            )
         return found
 
     def _colour_drift(self) -> float:
         colours = np.array(self._colours)
         means = np.array([colours[list(span)].mean(0) for span in self._windows])
         return float(np.abs(means - means[:1]).max()) if len(means) else 0.0
-
-
-def _cosine(one: np.ndarray, other: np.ndarray) -> float:
-    length = float(np.linalg.norm(one) * np.linalg.norm(other))
-    return float(one @ other) / length if length > 0 else 0.0

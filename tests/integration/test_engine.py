@@ -211,6 +211,7 @@ def test_somebody_of_several_without_a_face_is_named_among_the_warnings(model, f
         write_pose(tmp_path / "dance.pose.npz", np.repeat(people[None], FRAMES, axis=0))
         record = AnimationEngine(model).run(request(files, tmp_path / f"{name}.mp4"))
         assert record["face"]["chosen"] == 1
+        assert len(record["identity"]["similarity"]) == FRAMES
         said[name] = [text for text in record["warnings"] if "has no face" in text]
     assert said["alone"] == []
     [warning] = said["two"]

@@ -83,23 +83,6 @@ def test_a_quick_movement_where_windows_meet_is_no_seam():
     assert not any("meet" in text for text in meter.warnings())
 
 
-def test_a_face_that_turns_into_another_is_said():
-    own, other = np.array([1.0, 0.0]), np.array([0.0, 1.0])
-    asked = []
-
-    def identify(frame: np.ndarray) -> np.ndarray | None:
-        asked.append(int(frame.mean()))
-        share = len(asked) / 6
-        return None if len(asked) == 2 else (1 - share) * own + share * other
-
-    meter = measured(moving(step=0.5), identify=identify, reference=own)
-    identity = meter.record()["identity"]
-    assert len(asked) == len(WINDOWS)  # once a window
-    assert identity["windows"] == 3  # one showed no face
-    assert identity["first"] > identity["last"] == identity["lowest"]
-    assert any("face drifts" in text for text in meter.warnings())
-
-
 def test_a_video_of_one_window_has_no_seams():
     meter = measured(moving(8), [range(8)])
     assert meter.record() == {}

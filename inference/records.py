@@ -1,0 +1,72 @@
+"""The record beside a video: what it was made from, by what, how, and what to think of it."""
+
+from typing import Any
+
+from inference.clip_stream import AnimationStream
+from inference.presets import Preset
+from inference.requests import AnimationRequest
+from inference.settings import AnimationSettings
+from pipelines.faces import Face
+from pipelines.overrides import differences, to_dict
+from pipelines.video import VideoInfo
+
+
+def describe_run(
+    request: AnimationRequest, info: VideoInfo, stream: AnimationStream, dtype: str
+) -> dict[str, Any]:
+    """Inputs, shape, alignment and sampling; names of files alone, never their folders."""
+    height, width = stream.size
+    settings = stream.settings
+    return {
+        "reference": request.reference.name,
+        "driving": request.driving.name,
+        "video": {
+            "frames": len(stream),
+            "height": height,
+            "width": width,
+            "fps": round(info.fps, 4),
+            "sound": info.has_audio,
+        },
+        "alignment": {**stream.alignment.record(), "summary": stream.alignment.describe()},
+        "sampling": {
+            "seed": request.seed,
+            "dtype": dtype,
+            **to_dict(settings.sampling),
+            "guidance": to_dict(settings.guidance),
+            "windows": to_dict(settings.windows),
+        },
+        "provenance": settings.provenance.record(),
+    }
+
+
+def describe_preset(
+    preset: Preset | None, own: AnimationSettings, used: AnimationSettings
+) -> dict[str, Any]:
+    """The preset, its limits, and what was set otherwise: for that the limits say nothing."""
+    if preset is None:
+        return {}
+    changed = differences(to_dict(own), to_dict(used))
+    return {"preset": {**preset.record(), "changed": changed}}
+
+
+def describe_face(face: Face | None, chosen: int) -> dict[str, Any]:
+    """Which face of the picture is animated, and where it is, xyxy in 0..1."""
+    if face is None:
+        return {}
+    return {"face": {"chosen": chosen, "box": [round(float(side), 4) for side in face.box]}}
+
+
+def run_warnings(stream: AnimationStream, face: Face | None) -> list[str]:
+    """What speaks against the result before a frame of it is looked at."""
+    warnings = []
+    if face is None:
+        warnings.append("no face was found in the reference: its identity is not guided")
+    else:
+        warnings += [
+            f"person {number + 1} of the picture has no face that was found: its identity is "
+            "not guided; give a picture that shows the face, or animate fewer people"
+            for number in stream.faceless
+        ]
+        if stream.no_faces:
+            warnings.append(f"faces are not optimised: {stream.no_faces}")
+    return warnings + [f"alignment: {text}" for text in stream.alignment.warnings]
