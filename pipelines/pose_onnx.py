@@ -23,6 +23,7 @@ from pipelines.pose import (
     link_people,
     without_outside,
 )
+from pipelines.pose_duplicates import without_duplicates
 
 PERSON_SCORE = 0.4
 MIN_VISIBLE = 3
@@ -283,7 +284,7 @@ class OnnxPoseBackend:
         return boxes / np.array([frame.shape[1], frame.shape[0]] * 2, np.float32), score
 
     def people(self, frames: Sequence[np.ndarray]) -> list[list[Person]]:
-        """The people of each frame; the crops of all frames go through the network together."""
+        """The people of each frame, each once; crops of all frames go to the network together."""
         found = [self._detector.detect(frame)[0] for frame in frames]
         crops = [(frame, box) for frame, boxes in zip(frames, found, strict=True) for box in boxes]
         keypoints, score = from_coco(*self._network.estimate(crops))
@@ -297,7 +298,10 @@ class OnnxPoseBackend:
             if (scores[BODY] >= VISIBLE).sum() >= MIN_VISIBLE:
                 normal = (box / np.tile(size, 2)).astype(np.float32)
                 people[owner].append(Person(keypoints=points, score=scores, box=normal))
-        return people
+        return [
+            without_duplicates(found_here, (frame.shape[1], frame.shape[0]))
+            for frame, found_here in zip(frames, people, strict=True)
+        ]
 
     def track(
         self,
