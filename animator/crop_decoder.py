@@ -320,11 +320,11 @@ class _Replay:
         Beyond the clip's ends are zeros, as in the convolution's own padding.
         """
         zeros = torch.zeros_like(x[:, :, :1])
-        beside = [
-            self.notes.edges.get((conv, self.number, frame), zeros)
+        before, after = (
+            self.notes.edges.get((conv, self.number, frame), zeros)[:, :, 0]
             for frame in (self.piece.start - 1, self.piece.stop)
-        ]
-        return convolve_frames(conv, torch.cat([beside[0], x, beside[1]], dim=2))
+        )
+        return convolve_frames(conv, [before, *x.unbind(dim=2), after])
 
     def _normalise(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
         scale, shift = self.notes.norms[norm]

@@ -156,25 +156,33 @@ def _activated(
     return map(activated, chunks)
 
 
-def convolve_frames(conv: nn.Conv3d, frames: Tensor) -> Tensor:
-    """A convolution of kernel (k, 1, 1) without padding: `(1, C, t + k - 1, H, W)` to t frames.
+def convolve_frames(conv: nn.Conv3d, frames: Sequence[Tensor]) -> Tensor:
+    """A convolution of kernel (k, 1, 1) without padding: t + k - 1 frames `(1, C, H, W)` to
+    `(1, C, t, H, W)`.
 
     On a CPU as one product of matrices a tap: torch has no fast 3D convolution there, and the one
     it has copies its input k times.
     """
-    if frames.device.type != "cpu":
-        return F.conv3d(frames, conv.weight, conv.bias)
+    if frames[0].device.type != "cpu":
+        return F.conv3d(torch.stack(list(frames), dim=2), conv.weight, conv.bias)
     taps = conv.weight[..., 0, 0].unbind(dim=2)
-    count = frames.shape[2] - len(taps) + 1
-    flat = frames[0].flatten(2)  # (C, t + k - 1, H W)
-    seen = [flat[:, k : k + count].flatten(1) for k in range(len(taps))]
+    flat = [frame[0].flatten(1) for frame in frames]  # (C, H W)
+    found = [
+        _weighted(conv, taps, flat[k : k + len(taps)]) for k in range(len(flat) - len(taps) + 1)
+    ]
+    joined = torch.stack(found, dim=1) if found[1:] else found[0][:, None]
+    return joined.reshape(1, -1, len(found), *frames[0].shape[2:])
+
+
+def _weighted(conv: nn.Conv3d, taps: Sequence[Tensor], frames: Sequence[Tensor]) -> Tensor:
+    """One frame `(C', H W)` of a convolution along time; its taps see frames `(C, H W)`."""
     if conv.bias is None:
-        found = torch.mm(taps[0], seen[0])
+        found = torch.mm(taps[0], frames[0])
     else:
-        found = torch.addmm(conv.bias[:, None], taps[0], seen[0])
-    for tap, part in zip(taps[1:], seen[1:], strict=True):
-        found.addmm_(tap, part)
-    return found.reshape(1, -1, count, *frames.shape[3:])
+        found = torch.addmm(conv.bias[:, None], taps[0], frames[0])
+    for tap, frame in zip(taps[1:], frames[1:], strict=True):
+        found.addmm_(tap, frame)
+    return found
 
 
 def _along_time(conv: nn.Conv3d, chunks: Iterator[Tensor]) -> Iterator[Tensor]:
@@ -184,19 +192,21 @@ def _along_time(conv: nn.Conv3d, chunks: Iterator[Tensor]) -> Iterator[Tensor]:
     What comes out lags behind by half a kernel, so the chunks are cut elsewhere.
     """
     reach = conv.kernel_size[0] // 2
-    tail: Tensor | None = None
-    whole: list[Tensor] = []
+    tail: list[Tensor] = []  # the last frames, which the next ones see too
+    whole: list[list[Tensor]] = []
     for chunk in chunks:
-        if tail is None:
-            tail = F.pad(chunk[:, :, :0], (0, 0, 0, 0, reach, 0))
-        whole.append(torch.cat([tail, chunk], dim=2))
+        if not tail:
+            tail = [torch.zeros_like(chunk[:, :, 0])] * reach
+        whole.append([*tail, *chunk.unbind(dim=2)])
+        # A view would hold on to all of a large chunk.
+        small = chunk.shape[2] <= 2 * reach
+        tail = [frame if small else frame.clone() for frame in whole[0][-2 * reach :]]
         del chunk
-        tail = whole[0][:, :, -2 * reach :].clone()
-        if whole[0].shape[2] > 2 * reach:
+        if len(whole[0]) > 2 * reach:
             yield convolve_frames(conv, whole.pop())
         whole.clear()
-    if tail is not None:
-        yield convolve_frames(conv, F.pad(tail, (0, 0, 0, 0, 0, reach)))
+    if tail:
+        yield convolve_frames(conv, [*tail, *[torch.zeros_like(tail[0])] * reach])
 
 
 def _read(frames: list[Tensor], chunk_size: int, device: torch.device) -> Iterator[Tensor]:
