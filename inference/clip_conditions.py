@@ -1,12 +1,14 @@
 """What a clip's conditions are put together from: whose face, whose place, on which device."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
+from animator.keypoints import BODY
 from animator.model import Animator
 from inference.guidance import Conditions
-from inference.people import faces_of_people
+from inference.people import across, faces_of_people
 from inference.perception import Pose
 from inference.pose_features import PoseFeatures, PoseImages
 from inference.regions import ClipRegions
@@ -34,6 +36,27 @@ def faces_of(
         # Whoever is animated alone has the face that was chosen.
         return {} if face is None else {alignment.main.reference: face}
     return faces_of_people(reference.keypoints, reference.score, faces, face, reference.threshold)
+
+
+def faceless_people(
+    reference: Pose, alignment: Retargeted, faces: Mapping[int, Face]
+) -> tuple[int, ...]:
+    """Animated people of the picture without a face, by their place.
+
+    Args:
+        faces: of the picture's people, by the person's number.
+
+    Returns:
+        places among those who are animated, from left to right and from 1, as in
+        `alignment.people`.
+    """
+    people = [person.reference for person in alignment.people]
+    if len(people) > 1:
+        points = torch.from_numpy(reference.keypoints[None])
+        seen = torch.from_numpy(reference.score >= reference.threshold)[None].float()
+        place = across(points[:, :, BODY], seen[:, :, BODY])
+        people.sort(key=lambda person: float(place[person]))
+    return tuple(place for place, person in enumerate(people, 1) if person not in faces)
 
 
 def regions_of(alignment: Retargeted, poses: PoseImages, latents: Tensor) -> ClipRegions | None:

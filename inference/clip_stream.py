@@ -75,7 +75,7 @@ class AnimationStream:
     plan: Callable[[int], list[Window]]  # the windows of a step
     faces: FaceOptimizer | None = None  # what optimised the faces
     no_faces: str = ""  # why nothing did, where it was asked for
-    faceless: tuple[int, ...] = ()  # numbers of the picture's animated people without a found face
+    faceless: tuple[int, ...] = ()  # see `inference.clip_conditions.faceless_people`
 
     def __len__(self) -> int:
         return len(self.states)

@@ -237,13 +237,9 @@ class AnimationEngine:
             return seams, None
         reference = encoder.face_embedding(image, face).numpy()
 
-        def likeness(embedding: np.ndarray) -> float:
-            return float(embedding @ reference)
-
-        def identify(frame: np.ndarray) -> np.ndarray | None:
+        def identify(frame: np.ndarray) -> list[np.ndarray]:
             faces = self.perception.faces.detect(frame)
-            found = [encoder.face_embedding(frame, one).numpy() for one in faces]
-            return max(found, key=likeness, default=None)
+            return [encoder.face_embedding(frame, one).numpy() for one in faces]
 
         return seams, IdentityMeter(len(stream), windows, identify, reference)
 
@@ -308,7 +304,7 @@ class AnimationEngine:
             "warnings": warnings + seams.warnings(),
         }
         if identity is not None:
-            record["identity"] = identity.record()
+            record["face_identity"] = identity.record()
             record["warnings"] += identity.warnings()
         if stream.faces is not None:
             record["face_optimization"] = stream.faces.record()

@@ -8,19 +8,19 @@ from typing import Any
 
 import numpy as np
 
-MOST_FRAMES = 256  # that faces are looked for in, spread evenly over a longer video
+MOST_FRAMES = 256  # that faces are looked for in at most, spread evenly over the video
 LIMIT = 0.2  # of cosine similarity, that a window may lose against the first one
-# The embedding (E,) of the main face of a frame, or None where there is none.
-Identify = Callable[[np.ndarray], np.ndarray | None]
+# Embeddings (E,) of the faces of a frame, of any length.
+Identify = Callable[[np.ndarray], Sequence[np.ndarray]]
 
 
 class IdentityMeter:
-    """Measures the main person's face in the frames of a video, in order.
+    """Measures the face that is most like the reference's in the frames of a video, in order.
 
     Args:
         num_frames: of the video.
         windows: the frames of each window of the last step, for the drift from one to the next.
-        identify: embeds the main face of a frame.
+        identify: embeds the faces of a frame.
         reference: the embedding that the faces should have, `(E,)`.
     """
 
@@ -41,9 +41,8 @@ class IdentityMeter:
     def add(self, frame: np.ndarray) -> None:
         """Look at the next frame, uint8 RGB `(H, W, 3)`."""
         if self._seen % self.every == 0:
-            found = self._identify(frame)
-            known = None if found is None else _cosine(found, self._reference)
-            self._similarity.append(known)
+            found = [_cosine(face, self._reference) for face in self._identify(frame)]
+            self._similarity.append(max(found, default=None))
         self._seen += 1
 
     def record(self) -> dict[str, Any]:

@@ -50,8 +50,8 @@ def match_people(
     moving = _present(driving_seen)
     count = max(min(len(there), len(moving)), 1)
     there, moving = (there or [0])[:count], (moving or [0])[:count]
-    place = _across(reference[None], reference_seen[None])
-    moving_place = _across(driving, driving_seen)
+    place = across(reference[None], reference_seen[None])
+    moving_place = across(driving, driving_seen)
     there = sorted(there, key=lambda person: float(place[person]))
     if order:
         if sorted(order) != list(range(1, count + 1)):
@@ -71,7 +71,7 @@ def _present(seen: Tensor) -> list[int]:
     return [person for person, count in enumerate(frames.tolist()) if count >= least]
 
 
-def _across(points: Tensor, seen: Tensor) -> Tensor:
+def across(points: Tensor, seen: Tensor) -> Tensor:
     """Median place of each person from left to right, `(P,)`."""
     centres = joint_centres(points, seen)[..., 0]
     centres = torch.where((seen > 0).any(-1), centres, torch.full_like(centres, torch.nan))

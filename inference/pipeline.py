@@ -18,7 +18,7 @@ from animator.alignment_weights import AUTO, open_alignment
 from animator.model import Animator
 from animator.precision import weights_dtype
 from animator.weights import read_config
-from inference.clip_conditions import faces_of, moved, regions_of
+from inference.clip_conditions import faceless_people, faces_of, moved, regions_of
 from inference.clip_stream import AnimationResult, AnimationStream
 from inference.conditioning import (
     EncodedReference,
@@ -211,7 +211,9 @@ class AnimationPipeline:
             else:
                 pairs = matched(still, moving, sizes, thresholds, settings.alignment.people)
                 alignment = unaligned(driving_pose.keypoints, sizes, pairs)
-        score = alignment.drawn(driving_pose.score, others=settings.alignment.others)
+        score = alignment.drawn(
+            driving_pose.score, driving_pose.threshold, others=settings.alignment.others
+        )
         driving_pose = replace(driving_pose, score=score)
         owned = faces_of(reference_pose, alignment, face, faces)
         animated = [owned.get(person.reference) for person in alignment.people]
@@ -291,7 +293,7 @@ class AnimationPipeline:
             plan,
             optimizer,
             no_faces,
-            tuple(sorted(one.reference for one in alignment.people if one.reference not in owned)),
+            faceless_people(reference_pose, alignment, owned),
         )
 
     def frame_size(self, size: tuple[int, int] | None) -> tuple[int, int]:

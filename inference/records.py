@@ -10,6 +10,8 @@ from pipelines.faces import Face
 from pipelines.overrides import differences, to_dict
 from pipelines.video import VideoInfo
 
+NOBODY = 0.1  # share of a clip's frames that may show nobody without being said
+
 
 def describe_run(
     request: AnimationRequest, info: VideoInfo, stream: AnimationStream, dtype: str
@@ -35,6 +37,8 @@ def describe_run(
             "guidance": to_dict(settings.guidance),
             "windows": to_dict(settings.windows),
         },
+        "alignment_settings": to_dict(settings.alignment),
+        "speed": to_dict(settings.speed),
         "provenance": settings.provenance.record(),
     }
 
@@ -42,11 +46,16 @@ def describe_run(
 def describe_preset(
     preset: Preset | None, own: AnimationSettings, used: AnimationSettings
 ) -> dict[str, Any]:
-    """The preset, its limits, and what was set otherwise: for that the limits say nothing."""
-    if preset is None:
-        return {}
-    changed = differences(to_dict(own), to_dict(used))
-    return {"preset": {**preset.record(), "changed": changed}}
+    """The preset, its limits, and what was set otherwise: for that the limits say nothing.
+
+    Without a preset `changed` alone, of the model's own settings. Paths of keys stay out of it.
+    """
+    changed = differences(_shareable(own), _shareable(used))
+    return {"preset": {**preset.record(), "changed": changed}} if preset else {"changed": changed}
+
+
+def _shareable(settings: AnimationSettings) -> dict[str, Any]:
+    return {**to_dict(settings), "provenance": settings.provenance.record()}
 
 
 def describe_face(face: Face | None, chosen: int) -> dict[str, Any]:
@@ -63,10 +72,18 @@ def run_warnings(stream: AnimationStream, face: Face | None) -> list[str]:
         warnings.append("no face was found in the reference: its identity is not guided")
     else:
         warnings += [
-            f"person {number + 1} of the picture has no face that was found: its identity is "
-            "not guided; give a picture that shows the face, or animate fewer people"
+            f"person {number} of the picture (from left to right) has no face that was found: "
+            "its identity is not guided; give a picture that shows the face, or animate fewer "
+            "people"
             for number in stream.faceless
         ]
         if stream.no_faces:
             warnings.append(f"faces are not optimised: {stream.no_faces}")
+    poses = stream.poses
+    nobody = int((~(poses.score >= poses.threshold).any((1, 2))).sum())
+    if nobody > NOBODY * len(poses.score):
+        warnings.append(
+            f"nobody is seen in {nobody} of the clip's {len(poses.score)} frames: cut it to where "
+            "the person is"
+        )
     return warnings + [f"alignment: {text}" for text in stream.alignment.warnings]

@@ -46,19 +46,25 @@ class Retargeted:
         """The alignment of the driving clip's main person."""
         return self.people[0]
 
-    def drawn(self, score: np.ndarray, *, others: bool) -> np.ndarray:
+    def drawn(self, score: np.ndarray, threshold: float, *, others: bool) -> np.ndarray:
         """Score `(T, P, K)` of the driving poses that are drawn.
 
+        People of the clip who move nobody of the picture are left out, but for frames that show
+        none of those who do: there the first one is drawn, most likely the same person, who was
+        lost on the way.
+
         Args:
-            others: people of the clip who move nobody of the picture are drawn as well; else
-                they are nowhere seen.
+            threshold: score from which a joint is seen.
+            others: draw all of them.
         """
         if others:
             return score
-        matched = [person.driving for person in self.people]
-        hidden = np.zeros_like(score)
-        hidden[:, matched] = score[:, matched]
-        return hidden
+        matched = np.isin(np.arange(score.shape[1]), [person.driving for person in self.people])
+        seen = (score >= threshold).any(-1)  # (T, P)
+        alone = ~seen[:, matched].any(1)
+        first = np.arange(score.shape[1]) == np.where(seen.any(1), seen.argmax(1), -1)[:, None]
+        kept = matched | (alone[:, None] & first)
+        return np.where(kept[..., None], score, np.zeros_like(score))
 
     @property
     def warnings(self) -> list[str]:

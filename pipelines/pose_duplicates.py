@@ -5,7 +5,7 @@ little of the large one for its own suppression, and a pose network then finds t
 both. So joints decide: poses are compared by COCO's object keypoint similarity, and the lesser of
 two that agree goes, as in "Simple Baselines for Human Pose Estimation" (Xiao et al., ECCV 2018).
 
-K keypoints (18 or 128), of which the body's 18 are compared
+Shapes: K keypoints (18 or 128), of which the body's are compared, without the neck.
 """
 
 from collections.abc import Sequence

@@ -86,9 +86,14 @@ def report_alignment(request: AlignmentReport, progress: Progress | None = None)
         own_transforms(block, pair_of(reference, driving, person), reference.size)
         for person in moved.people
     ]
-    notes = _notes(methods, _people(driving.score, driving.threshold), face is not None)
+    notes = _notes(
+        methods,
+        _people(driving.score, driving.threshold),
+        has_face=face is not None,
+        others=request.settings.others,
+    )
     about_both = _about(request, reference, driving, info, len(frames))
-    score = moved.drawn(driving.score, others=request.settings.others)
+    score = moved.drawn(driving.score, driving.threshold, others=request.settings.others)
     driving = replace(driving, score=score)
     shown = _shown(moved, driving)
     result = {
@@ -183,7 +188,9 @@ def _people(score: np.ndarray, threshold: float) -> int:
     return int((score[..., BODY] >= threshold).any((0, 2)).sum())
 
 
-def _notes(methods: dict[str, MethodResult], num_driving: int, has_face: bool) -> list[str]:
+def _notes(
+    methods: dict[str, MethodResult], num_driving: int, *, has_face: bool, others: bool
+) -> list[str]:
     used = [*methods][-1]
     people = methods[used].moved.people
     notes = []
@@ -198,7 +205,11 @@ def _notes(methods: dict[str, MethodResult], num_driving: int, has_face: bool) -
         notes.append(
             f"the clip shows {num_driving} people, of whom {len(people)} "
             f"{'has' if len(people) == 1 else 'have'} a partner in the picture: the others are "
-            "left out (alignment.others=true draws them too, going along with the main one)"
+            + (
+                "drawn too, and go along with the main one"
+                if others
+                else "left out (`animate --set alignment.others=true` draws them too)"
+            )
         )
     if not has_face:
         notes.append(

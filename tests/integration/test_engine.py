@@ -211,11 +211,19 @@ def test_somebody_of_several_without_a_face_is_named_among_the_warnings(model, f
         write_pose(tmp_path / "dance.pose.npz", np.repeat(people[None], FRAMES, axis=0))
         record = AnimationEngine(model).run(request(files, tmp_path / f"{name}.mp4"))
         assert record["face"]["chosen"] == 1
-        assert len(record["identity"]["similarity"]) == FRAMES
+        assert len(record["face_identity"]["similarity"]) == FRAMES
         said[name] = [text for text in record["warnings"] if "has no face" in text]
     assert said["alone"] == []
     [warning] = said["two"]
-    assert warning.startswith("person 2 of the picture has no face that was found: ")
+    said_of = "of the picture (from left to right) has no face that was found: "
+    assert warning.startswith(f"person 2 {said_of}")
+    # The same two from the other side: whoever has the face is the second now.
+    Image.fromarray(np.ascontiguousarray(astronaut()[:, ::-1])).save(files["picture"])
+    mirrored = two * np.array((-1, 1), np.float32) + np.array((1, 0), np.float32)
+    write_pose(tmp_path / "person.pose.npz", mirrored[None])
+    write_pose(tmp_path / "dance.pose.npz", np.repeat(mirrored[None], FRAMES, axis=0))
+    record = AnimationEngine(model).run(request(files, tmp_path / "mirrored.mp4"))
+    assert any(text.startswith(f"person 1 {said_of}") for text in record["warnings"])
 
 
 @pytest.mark.real_data

@@ -15,7 +15,7 @@ def turned(share: float) -> np.ndarray:
 
 
 def measured(faces: list[np.ndarray | None], windows=WINDOWS) -> IdentityMeter:
-    waiting = iter(faces)
+    waiting = iter([] if face is None else [face] for face in faces)
     meter = IdentityMeter(len(faces), windows, lambda frame: next(waiting), OWN)
     for _ in faces:
         meter.add(np.zeros((4, 4, 3), np.uint8))
@@ -45,6 +45,12 @@ def test_a_video_of_one_window_has_similarities_and_no_drift():
     assert meter.record()["similarity"] == [1.0, 0.0]
     assert "windows" not in meter.record()
     assert not meter.warnings()
+
+
+def test_of_several_faces_the_most_alike_counts_however_long_its_embedding():
+    meter = IdentityMeter(1, [range(1)], lambda frame: [9 * turned(0.6), turned(0.4)], OWN)
+    meter.add(np.zeros((4, 4, 3), np.uint8))
+    assert meter.record()["similarity"] == [round(float(np.cos(0.2 * np.pi)), 4)]
 
 
 def test_a_video_without_a_face_says_so_by_nothing():

@@ -8,8 +8,9 @@ from animator.alignment import AlignmentBlock
 from animator.config import AlignmentConfig
 from animator.keypoints import NUM_KEYPOINTS, WHOLE_BODY, from_isotropic, to_isotropic
 from animator.similarity import Similarity, apply
+from inference.alignment.verdict import PersonAlignment
 from inference.clip_alignment import AlignmentSettings
-from inference.retarget import retarget, unaligned
+from inference.retarget import Retargeted, retarget, unaligned
 
 SIZE = (256, 192)
 
@@ -307,3 +308,18 @@ def test_to_be_unsure_is_no_reason_to_leave_poses_where_they_are():
     assert result.main.method == "learned"
     assert result.main.confidence == "low"
     assert any("unsure" in text for text in result.warnings)
+
+
+def test_only_people_who_move_somebody_are_drawn_but_where_they_are_lost():
+    aligned = Retargeted(np.zeros((4, 3, 18, 2)), (PersonAlignment(method="none", driving=1),))
+    score = np.zeros((4, 3, 18), np.float32)
+    score[:2, 1] = 0.9
+    score[:3, 2] = 0.8  # from the third frame on the matched person is lost
+    drawn = aligned.drawn(score, 0.3, others=False)
+    assert (drawn >= 0.3).any(-1).tolist() == [
+        [False, True, False],
+        [False, True, False],
+        [False, False, True],
+        [False, False, False],
+    ]
+    assert aligned.drawn(score, 0.3, others=True) is score
