@@ -29,6 +29,7 @@ from animator.latents import LatentCodec, TemporalVAE
 from animator.temporal_decoder import (
     PerFrame,
     Watcher,
+    activate,
     convolve_frames,
     decode_clip,
     stages_of,
@@ -182,8 +183,8 @@ def _residual(block: ResnetBlock2D, normalise: Normalise, x: Tensor) -> Tensor:
     """Diffusers' residual block as the decoder has it: no time, no resampling."""
     norm1: Any = block.norm1
     norm2: Any = block.norm2
-    hidden = block.conv1(block.nonlinearity(normalise(norm1, x)))
-    hidden = block.conv2(block.nonlinearity(normalise(norm2, hidden)))
+    hidden = block.conv1(activate(block.nonlinearity, normalise(norm1, x)))
+    hidden = block.conv2(activate(block.nonlinearity, normalise(norm2, hidden)))
     shortcut = x if block.conv_shortcut is None else block.conv_shortcut(x)
     return (shortcut + hidden) / block.output_scale_factor
 

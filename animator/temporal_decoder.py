@@ -151,9 +151,16 @@ def _activated(
     scale, shift = norm.factors()
 
     def activated(chunk: Tensor) -> Tensor:
-        return temporal.nonlinearity(torch.addcmul(shift, chunk, scale).to(chunk.dtype))
+        return activate(temporal.nonlinearity, torch.addcmul(shift, chunk, scale).to(chunk.dtype))
 
     return map(activated, chunks)
+
+
+def activate(function: nn.Module, x: Tensor) -> Tensor:
+    """A nonlinearity of a tensor that nobody else needs: in its place where no gradient does."""
+    if isinstance(function, nn.SiLU) and not torch.is_grad_enabled():
+        return F.silu(x, inplace=True)
+    return function(x)
 
 
 def convolve_frames(conv: nn.Conv3d, frames: Sequence[Tensor]) -> Tensor:

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.slow
 SINGLE = [text for text in SETTINGS if "sources_per_shard" not in text]
 SINGLE.append("output.sources_per_shard=1")
 CONFIG = apply_overrides(CurationConfig(), SINGLE)
-WAIT_SECONDS = 120.0
+WAIT_SECONDS = 300.0
 BYTES = 100 << 20
 DRIVERS: list[subprocess.Popen[bytes]] = []
 
