@@ -21,6 +21,7 @@ from typing import Any
 from pipelines.shards import sha256_file, write_atomic
 
 MAKING_LOCK = "lock"  # of a folder in which an output is made
+MAKING_TRIES = 10  # names for it, before what takes them away is said
 
 
 class FolderInUseError(ValueError):
@@ -39,18 +40,21 @@ class FolderLock:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / name
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
-        deadline = time.monotonic() + wait
-        while not self._taken(fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
-            if time.monotonic() >= deadline:
-                holder = os.pread(self._descriptor, 32, 0).decode() or "unknown"
-                os.close(self._descriptor)
-                raise FolderInUseError(
-                    f"{folder}: another {work} (process {holder}) works in this folder; "
-                    "wait for it, stop it, or give another folder"
-                )
-            time.sleep(0.1)
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, str(os.getpid()).encode(), 0)
+        try:
+            deadline = time.monotonic() + wait
+            while not self._taken(fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
+                if time.monotonic() >= deadline:
+                    holder = os.pread(self._descriptor, 32, 0).decode() or "unknown"
+                    raise FolderInUseError(
+                        f"{folder}: another {work} (process {holder}) works in this folder; "
+                        "wait for it, stop it, or give another folder"
+                    )
+                time.sleep(0.1)
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, str(os.getpid()).encode(), 0)
+        except BaseException:  # nobody else has the descriptor to close, or the lock to let go
+            os.close(self._descriptor)
+            raise
 
     def _taken(self, kind: int) -> bool:
         try:
@@ -81,7 +85,7 @@ def making(output: Path) -> Iterator[Path]:
     """
     mark = f".{output.stem}.{_machine()}-"
     _remove_dead(output.absolute().parent, mark)
-    while True:
+    for _ in range(MAKING_TRIES):
         folder = output.with_name(f"{mark}{secrets.token_hex(4)}.part")
         lock = None
         try:
@@ -89,11 +93,17 @@ def making(output: Path) -> Iterator[Path]:
             if lock.is_in_place():
                 break
             lock.close()
-        except FolderInUseError:
+        except (FolderInUseError, FileNotFoundError):
             pass  # another run thought it dead before it was locked: take another name
         except OSError:  # a file system without locks: what is left there is never removed
             folder.mkdir(parents=True, exist_ok=True)
             break
+    else:
+        raise FileNotFoundError(
+            f"{output.absolute().parent}: {MAKING_TRIES} folders to make {output.name} in were "
+            "gone as soon as they were made; look whether something else tidies this folder, or "
+            "give another output."
+        )
     try:
         yield folder
     finally:
@@ -106,10 +116,20 @@ def _remove_dead(parent: Path, mark: str) -> None:
     own = re.compile(re.escape(mark) + r"[0-9a-f]{8}\.part")
     found = parent.iterdir() if parent.is_dir() else ()
     for folder in [path for path in found if own.fullmatch(path.name)]:
-        with suppress(FolderInUseError, OSError):  # alive, another user's, or without locks
-            lock = FolderLock(folder, MAKING_LOCK, "run")
+        remove_if_dead(folder)
+
+
+def remove_if_dead(folder: Path) -> None:
+    """Remove a folder of `making`, unless a living process holds it or it cannot be locked."""
+    with suppress(FolderInUseError, OSError):  # alive, another user's, or without locks
+        lock = FolderLock(folder, MAKING_LOCK, "run")
+        try:
             shutil.rmtree(folder, ignore_errors=True)
+        finally:
             lock.close()
+        # NFS keeps a removed file's name until nobody has it open, and so kept the folder. Only an
+        # empty one goes now: who made it may have locked it anew since the lock's file was removed.
+        folder.rmdir()
 
 
 def _machine() -> str:

@@ -110,12 +110,34 @@ def read_settings(config: BatchConfig) -> dict[str, Any]:
 
 
 def found_networks(config: BatchConfig) -> dict[str, list[str]]:
-    """The networks for faces and poses that this machine has, by name."""
+    """The networks for faces and poses that this machine has, by name, the best first."""
     poses = None if config.pose == "file" else locate_pose_models()
     return {
         "faces": [pack.name for pack in face_packs()],
         "poses": [poses.detector.name, poses.pose.name] if poses else [],
     }
+
+
+def chosen_networks(
+    config: BatchConfig, found: Mapping[str, Sequence[str]]
+) -> dict[str, list[str]]:
+    """Those of the found networks that an engine sees by; the others change no video.
+
+    Args:
+        found: as `found_networks` has them.
+    """
+    faces = list(found["faces"])
+    kind, _, pack = config.face.partition(":")
+    # A model that learned faces from one pack takes that one where it is there.
+    animator = _object(_read_object(config.model_dir / "config.json").get("animator"))
+    learned = animator.get("face_model")
+    if kind == "auto" and animator.get("face_embedding") == "insightface" and learned in faces:
+        pack = learned
+    if kind == "cascade":
+        faces = []
+    else:
+        faces = [name for name in faces if name == pack] if pack else faces[:1]
+    return {"faces": faces, "poses": list(found["poses"])}
 
 
 def model_defaults(config: BatchConfig) -> tuple[tuple[int, int], int]:

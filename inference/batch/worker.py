@@ -14,11 +14,12 @@ from dataclasses import replace
 from typing import Any
 
 from inference import outputs
-from inference.batch.config import BatchConfig, BatchError, found_networks
+from inference.batch.config import BatchConfig, BatchError, chosen_networks, found_networks
 from inference.batch.task import Task
 from inference.engine_factory import Engine, open_engine
 from inference.outputs import FolderLock
 from inference.requests import AnimationRequest
+from pipelines.models import cache_folder
 
 MAX_DEATHS = 3
 WORKERS = ".batch.workers"  # held by every worker, so that a run never overlaps a killed one's
@@ -34,7 +35,8 @@ class EngineActor:
 
     Args:
         networks: what the driver found of them (see `found_networks`), as the items' identities
-            have it: an engine that sees by others would make other videos.
+            have it: an engine that sees by others would make other videos. Networks that it does
+            not see by may differ.
     """
 
     def __init__(self, config: BatchConfig, networks: Mapping[str, list[str]]) -> None:
@@ -42,7 +44,7 @@ class EngineActor:
         self.engine: Engine | None = None
         self.refusal = ("", "")
         try:
-            _check_networks(found_networks(config), networks)
+            _check_networks(config, networks)
             self.engine = open_engine(
                 config.engine_factory,
                 config.model_dir,
@@ -109,12 +111,15 @@ class EngineActor:
                 path.unlink(missing_ok=True)
 
 
-def _check_networks(found: Mapping[str, list[str]], expected: Mapping[str, list[str]]) -> None:
-    if found != expected:
+def _check_networks(config: BatchConfig, networks: Mapping[str, list[str]]) -> None:
+    own = chosen_networks(config, found_networks(config))
+    expected = chosen_networks(config, networks)
+    if own != expected:
         raise BatchError(
-            f"the worker on {socket.gethostname()} found the networks {_names(found)}, but where "
-            f"the batch was started there are {_names(expected)}: give every machine the same "
-            "ANIMATOR_MODELS."
+            f"the worker on {socket.gethostname()} would see by the networks {_names(own)}, but "
+            f"the batch was started with {_names(expected)}: give every machine the same "
+            f"ANIMATOR_MODELS and the same models in the cache folder ({cache_folder()}); "
+            "`animator models list` shows what a machine has."
         )
 
 

@@ -1,6 +1,7 @@
 """The loop behind the job server: take a job, run the engine, publish the video exactly once."""
 
 import logging
+import re
 import shutil
 import sqlite3
 import threading
@@ -79,10 +80,27 @@ class JobFiles:
         return outputs.published(self.video(job_id)) is not None
 
     def remove(self, job_id: str) -> None:
-        """Remove everything of a job."""
+        """Remove everything of a job that nobody holds any more."""
         shutil.rmtree(self.uploads / job_id, ignore_errors=True)
         for path in (self.video(job_id), self.video(job_id).with_suffix(".json")):
             path.unlink(missing_ok=True)
+        self.remove_attempts(job_id)
+
+    def remove_attempts(self, job_id: str, last: int | None = None) -> None:
+        """Remove what attempts at a job left, of those up to number `last`; of all by default.
+
+        They must hold the job no longer. An engine may be in the midst of one all the same, until
+        its next step: the folder that it makes its video in is left to it, and goes with it.
+        """
+        own = re.compile(rf"\.?{re.escape(job_id)}\.(\d+)\..+")
+        for path in list(self.attempts.iterdir()):
+            attempt = own.fullmatch(path.name)
+            if attempt is None or (last is not None and int(attempt[1]) > last):
+                continue
+            if path.is_dir():
+                outputs.remove_if_dead(path)
+            else:
+                path.unlink(missing_ok=True)
 
     def sweep(self, store: JobStore) -> None:
         """Remove what a killed server left: half uploads, dead attempts, files of deleted jobs."""
@@ -114,7 +132,8 @@ class EngineWorker:
         self.lease_seconds = lease_seconds
         self._stop = threading.Event()
         # Whoever had this name before is dead; what it held is free again.
-        store.recover(owner, files.finished)
+        for job in store.recover(owner, files.finished):
+            files.remove_attempts(job.id, job.attempt)
 
     def stop(self) -> None:
         """Give the current job back between two steps and return from `run`."""
@@ -131,6 +150,8 @@ class EngineWorker:
             if job is None:
                 self._stop.wait(IDLE_SECONDS)
                 continue
+            # A half-made video may be what fills the disk that this attempt needs.
+            self.files.remove_attempts(job.id, job.attempt - 1)
             try:
                 self._work(job)
             except LeaseLostError:
@@ -140,7 +161,7 @@ class EngineWorker:
                 self._stop.wait(STORE_TROUBLE_SECONDS)
                 self.store.recover(self.owner, self.files.finished)
             finally:
-                self._remove_attempt(job)
+                self.files.remove_attempts(job.id, job.attempt)
 
     def _work(self, job: Job) -> None:
         staged = self.files.staged(job)
@@ -182,7 +203,3 @@ class EngineWorker:
         for path, name in ((request.reference, "the image"), (request.driving, "the video")):
             text = text.replace(str(path), name)
         return text.replace(str(self.files.root), "").splitlines()[0][:500]
-
-    def _remove_attempt(self, job: Job) -> None:
-        for path in self.files.attempts.glob(f"{job.id}.{job.attempt}.*"):
-            path.unlink(missing_ok=True)

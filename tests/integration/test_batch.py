@@ -58,6 +58,17 @@ def manifest(folder: Path, *seeds: int) -> BatchConfig:
     )
 
 
+def have_packs(home: Path, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Let this process find these face packs and no other networks."""
+    for name in names:
+        pack = home / "models" / "face" / name
+        pack.mkdir(parents=True)
+        for network in ("detection.onnx", "recognition.onnx"):
+            (pack / network).touch()
+    monkeypatch.setenv("ANIMATOR_MODELS", str(home / "models"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """One Ray for the tests that run in this process."""
@@ -120,15 +131,14 @@ def test_what_cannot_run_is_said_at_once(folder: Path) -> None:
 def test_a_worker_that_finds_other_networks_than_the_driver_makes_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pack = folder / "models" / "face" / "anothers"
-    pack.mkdir(parents=True)
-    for network in ("detection.onnx", "recognition.onnx"):
-        (pack / network).touch()
     config = manifest(folder, 1)
     # The driver alone: the cluster's processes have the environment they were begun with.
-    monkeypatch.setenv("ANIMATOR_MODELS", str(folder / "models"))
+    have_packs(folder / "driver", monkeypatch, "anothers")
     host = socket.gethostname()
-    said = rf"worker on {host} found .*; poses.* there are faces: .*anothers.* same ANIMATOR_MODELS"
+    said = (
+        rf"worker on {host} would see by .*; poses: .* started with faces: anothers; poses: .* "
+        r"same ANIMATOR_MODELS and the same models in the cache folder \(.*animator models list"
+    )
     with pytest.raises(BatchError, match=said):
         animate_batch(config, show_progress=False)
     assert not list(config.out.glob("item-*"))
@@ -201,6 +211,43 @@ def test_what_is_computed_of_a_long_item_is_kept_for_the_next_run(
     sweep(config.out, [long])
     assert [path.name for path in long.starts_file.parent.iterdir()] == [long.states.name]
     assert not list(config.out.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("face", "learned", "driver", "worker", "refused"),
+    [
+        ("auto", "", ["buffalo_l"], ["buffalo_l", "buffalo_s", "others"], False),
+        ("auto", "", ["buffalo_l"], ["antelopev2", "buffalo_l"], True),
+        ("auto", "buffalo_l", ["buffalo_l"], ["antelopev2", "buffalo_l"], False),
+        ("auto", "buffalo_l", ["antelopev2", "buffalo_l"], ["antelopev2"], True),
+        ("insightface", "", ["buffalo_l"], ["buffalo_s"], True),
+        ("insightface:buffalo_s", "", ["buffalo_l", "buffalo_s"], ["buffalo_s"], False),
+        ("insightface:buffalo_s", "", ["buffalo_l", "buffalo_s"], ["buffalo_l"], True),
+        ("cascade", "", ["buffalo_l"], [], False),
+    ],
+)
+def test_a_worker_may_have_networks_that_it_does_not_see_by(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    face: str,
+    learned: str,
+    driver: list[str],
+    worker: list[str],
+    refused: bool,
+) -> None:
+    monkeypatch.syspath_prepend(HERE)
+    animator = {"face_embedding": "insightface" if learned else "thumbnail", "face_model": learned}
+    (folder / "model" / "config.json").write_text(json.dumps({"animator": animator}))
+    config = replace(manifest(folder, 1), face=face)
+    have_packs(folder / "driver", monkeypatch, *driver)
+    networks = found_networks(config)
+    assert networks["faces"] == driver, "what finished items are known by"
+    have_packs(folder / "worker", monkeypatch, *worker)
+    actor = EngineActor(config, networks)
+    actor.lock.close()
+    status, error = actor.refusal
+    assert (status, actor.engine is None) == (("refused", True) if refused else ("", False))
+    assert str(folder / "worker" / "cache") in error or not refused
 
 
 def test_nothing_starts_on_a_malformed_manifest(folder: Path) -> None:
