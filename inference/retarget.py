@@ -60,9 +60,10 @@ class Retargeted:
         if others:
             return score
         matched = np.isin(np.arange(score.shape[1]), [person.driving for person in self.people])
-        seen = (score >= threshold).any(-1)  # (T, P)
-        alone = ~seen[:, matched].any(1)
-        first = np.arange(score.shape[1]) == np.where(seen.any(1), seen.argmax(1), -1)[:, None]
+        seen: np.ndarray = np.any(score >= threshold, axis=-1)  # (T, P)
+        alone: np.ndarray = ~np.any(seen[:, matched], axis=1)
+        main = np.where(np.any(seen, axis=1), seen.argmax(axis=1), -1)
+        first = np.arange(score.shape[1]) == main[:, None]
         kept = matched | (alone[:, None] & first)
         return np.where(kept[..., None], score, np.zeros_like(score))
 
