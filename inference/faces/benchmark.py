@@ -52,7 +52,7 @@ class HjbBench:
     face: int = 112  # pixels of the face's height
     iterations: int = 10
     chunk: int = 4  # frames decoded with gradient at a time, by all rows but the published one
-    portion: int = 8  # frames of a pass over whole frames, which crops borrow from
+    portion: int = 4  # frames of a pass over whole frames, which crops borrow from
     published_frames: int = 2  # of the row that keeps all frames in one graph
     repeats: int = 1
     fit_steps: int = 400

@@ -34,7 +34,7 @@ class FaceOptimizationConfig:
     refresh: int = 1  # steps between passes over whole frames, which crops borrow from
     detect_every: int = 3  # steps between corrections of the faces' places; 0: never
     min_face: float = 24.0  # pixels of a face's longer side from which it is refined
-    portion: int = 8  # frames of a pass over whole frames: memory
+    portion: int = 4  # frames of a pass over whole frames, as many as a chunk: memory
 
     def __post_init__(self) -> None:
         for name, choices in (

@@ -193,7 +193,7 @@ def hjb(
     chunk: Annotated[int, typer.Option(help="Frames decoded with gradient at a time.")] = 4,
     portion: Annotated[
         int, typer.Option(help="Frames of a pass over whole frames, which crops borrow from.")
-    ] = 8,
+    ] = 4,
     published_frames: Annotated[
         int, typer.Option(help="Frames of the published way, which keeps them in one graph.")
     ] = 2,
