@@ -142,6 +142,7 @@ class AnimationEngine:
             progress(0.05, "reading the motion")
             frames = self.perception.frames(request.driving, info)
             driving_pose = self.perception.driving(request.driving, info, frames)
+            cuts = self.perception.cuts(request.driving, info)
             models = self.perception.models(reference_pose, driving_pose)
             if align:
                 models["alignment"] = self.pipeline.alignment_model
@@ -175,7 +176,7 @@ class AnimationEngine:
             with making(request.output) as folder:
                 staged = folder / "video.mp4"
                 encoded = self._write(staged, request, info, stream, meters, timings, progress)
-                record = self._record(request, info, stream, meters, face, models)
+                record = self._record(request, info, cuts, stream, meters, face, models)
                 if encoded.audio_note:
                     record["warnings"].append(encoded.audio_note)
                 record["timings"], record["memory"] = timings.record(), memory.record()
@@ -280,6 +281,7 @@ class AnimationEngine:
         self,
         request: AnimationRequest,
         info: VideoInfo,
+        cuts: Sequence[float],
         stream: AnimationStream,
         meters: tuple[SeamMeter, IdentityMeter | None],
         face: Face | None,
@@ -288,11 +290,10 @@ class AnimationEngine:
         """The record, but for what is known only when all is done."""
         seams, identity = meters
         licence = self.pipeline.about.get("licence", "that of its training data")
-        warnings = [*self.pipeline.encoder.warnings, *run_warnings(stream, face)]
+        dtype = str(self.pipeline.animator.dtype).removeprefix("torch.")
+        warnings = [*self.pipeline.encoder.warnings, *run_warnings(stream, face, cuts)]
         record = {
-            **describe_run(
-                request, info, stream, str(self.pipeline.animator.dtype).removeprefix("torch.")
-            ),
+            **describe_run(request, info, cuts, stream, dtype),
             **describe_preset(self.preset, self._preset_settings, stream.settings),
             **describe_face(face, request.reference_face),
             "models": {

@@ -13,6 +13,8 @@ import numpy as np
 from animator.keypoints import BODY, VISIBLE
 from inference.people import HEAD
 from inference.small_frames import SmallFrames
+from pipelines.curation.config import ShotConfig
+from pipelines.curation.shots import find_shots
 from pipelines.faces import Face, FaceBackend, open_face_backend
 from pipelines.pose import PoseTrack
 from pipelines.pose_backends import open_pose_backend
@@ -21,6 +23,7 @@ from pipelines.video import VideoInfo, VideoLimits, probe
 
 PERCEPTION_SIDE = 640  # pixels; people and faces are looked for at this size
 MAX_FRAMES = 3000
+_NAMED_CUTS = 5  # of the cuts that a warning tells of
 _LIMITS = VideoLimits(max_frames=20 * MAX_FRAMES)
 
 
@@ -113,6 +116,15 @@ class Perception:
             )
         return frames
 
+    def cuts(self, path: Path, info: VideoInfo) -> tuple[float, ...]:
+        """Seconds at which a new shot begins: after a cut, a fade or a dissolve.
+
+        Raises:
+            VideoError: for a clip that cannot be read.
+        """
+        scan = find_shots(path, info, ShotConfig(), _LIMITS)
+        return tuple(round(cut.end, 3) for cut in scan.cuts)
+
     def driving(self, path: Path, info: VideoInfo, frames: Sequence[np.ndarray]) -> Pose:
         """The people of every frame `(T, P, K, 2)`, the main one first.
 
@@ -142,6 +154,16 @@ class Perception:
     def _licence(self, pose: Pose) -> str:
         of_file = pose.backend.startswith(f"{FilePoseBackend.name}:")
         return FilePoseBackend.licence if of_file else self.poses.licence
+
+
+def cut_warning(cuts: Sequence[float]) -> str:
+    """What cuts of a driving clip mean; the first of them are named by their seconds."""
+    where = ", ".join(f"{second:.2f}" for second in cuts[:_NAMED_CUTS])
+    more = f" and {len(cuts) - _NAMED_CUTS} more" if len(cuts) > _NAMED_CUTS else ""
+    return (
+        f"the clip has {len(cuts)} cut{'s' if len(cuts) > 1 else ''} (at {where} s{more}): people "
+        "are followed and frames blended across as if there were none"
+    )
 
 
 def check_inputs(reference: Path, driving: Path) -> None:

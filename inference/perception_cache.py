@@ -30,7 +30,7 @@ class RememberingPerception(Perception):
             takes 5 MB where it has one person of 128 points in 3000 frames.
         face, pose, faces: see `Perception`.
 
-    `hits` counts by kind (face, reference, driving) what was not looked for again.
+    `hits` counts by kind (face, reference, driving, cuts) what was not looked for again.
     """
 
     def __init__(
@@ -74,6 +74,11 @@ class RememberingPerception(Perception):
             self._driving_key(path, info),
             lambda: super(RememberingPerception, self).driving(path, info, frames),
         )
+
+    def cuts(self, path: Path, info: VideoInfo) -> tuple[float, ...]:
+        """See `Perception.cuts`."""
+        key = ("cuts", str(path), self._digest(path))
+        return self._remembered(key, lambda: super(RememberingPerception, self).cuts(path, info))
 
     def _driving_key(self, path: Path, info: VideoInfo) -> tuple[Any, ...]:
         return ("driving", *self._content(path), info)

@@ -1,8 +1,10 @@
 """The record beside a video: what it was made from, by what, how, and what to think of it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from inference.clip_stream import AnimationStream
+from inference.perception import cut_warning
 from inference.presets import Preset
 from inference.requests import AnimationRequest
 from inference.settings import AnimationSettings
@@ -14,7 +16,11 @@ NOBODY = 0.1  # share of a clip's frames that may show nobody without being said
 
 
 def describe_run(
-    request: AnimationRequest, info: VideoInfo, stream: AnimationStream, dtype: str
+    request: AnimationRequest,
+    info: VideoInfo,
+    cuts: Sequence[float],
+    stream: AnimationStream,
+    dtype: str,
 ) -> dict[str, Any]:
     """Inputs, shape, alignment and sampling; names of files alone, never their folders."""
     height, width = stream.size
@@ -28,6 +34,7 @@ def describe_run(
             "width": width,
             "fps": round(info.fps, 4),
             "sound": info.has_audio,
+            "cuts": list(cuts),
         },
         "alignment": {**stream.alignment.record(), "summary": stream.alignment.describe()},
         "sampling": {
@@ -65,9 +72,12 @@ def describe_face(face: Face | None, chosen: int) -> dict[str, Any]:
     return {"face": {"chosen": chosen, "box": [round(float(side), 4) for side in face.box]}}
 
 
-def run_warnings(stream: AnimationStream, face: Face | None) -> list[str]:
-    """What speaks against the result before a frame of it is looked at."""
-    warnings = []
+def run_warnings(stream: AnimationStream, face: Face | None, cuts: Sequence[float]) -> list[str]:
+    """What speaks against the result before a frame of it is looked at.
+
+    `cuts` are the seconds at which a new shot of the driving clip begins.
+    """
+    warnings = [f"{cut_warning(cuts)}; animate each shot by itself"] if cuts else []
     if face is None:
         warnings.append("no face was found in the reference: its identity is not guided")
     else:

@@ -8,7 +8,7 @@ from inference.alignment.verdict import PersonAlignment
 
 Level = Literal["trust", "look", "reject"]
 
-# A phrase of each warning that `inference.alignment.verdict` gives, and what to do about it.
+# A phrase of each warning about an alignment or a clip with cuts, and what to do about it.
 ADVICE = {
     "beyond the limits": "Look at the pictures: where the person stands right, leave it so. Where "
     "they are too small, large or turned, widen --max-scale or --max-rotation, or cut the picture "
@@ -24,6 +24,7 @@ ADVICE = {
     "the frames disagree": "The curves below show where. Cut the clip there where the camera cuts "
     "or zooms, or where another person is followed; where the person really comes nearer or turns "
     "away, this is as it should be, and one transform keeps it.",
+    "blended across": "Cut the clip there, and animate each shot by itself.",
     "leave the picture": "What lies outside is not drawn. Legs that a half-length picture never "
     "showed are no loss; for hands or the head choose a clip with smaller movements, or give the "
     "picture a border.",

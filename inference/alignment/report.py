@@ -4,7 +4,7 @@ It sees what `inference.engine` sees and aligns as it does, and needs no animato
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,13 @@ from inference.alignment.methods import (
 from inference.alignment.page import render_page
 from inference.alignment.pictures import choose_frames
 from inference.clip_alignment import AlignmentSettings
-from inference.perception import AnimationError, Perception, Pose, check_inputs
+from inference.perception import (
+    AnimationError,
+    Perception,
+    Pose,
+    check_inputs,
+    cut_warning,
+)
 from inference.retarget import Retargeted
 from pipelines.images import read_image
 from pipelines.pose_file import SUFFIXES
@@ -78,6 +84,7 @@ def report_alignment(request: AlignmentReport, progress: Progress | None = None)
     frames = perception.frames(request.driving, info)
     say(0.2, "finding the poses")
     driving = perception.driving(request.driving, info, frames)
+    cuts = perception.cuts(request.driving, info)
     say(0.8, "aligning")
     methods = compare_methods(block, reference, driving, request.settings)
     used = [*methods][-1]
@@ -92,17 +99,18 @@ def report_alignment(request: AlignmentReport, progress: Progress | None = None)
         has_face=face is not None,
         others=request.settings.others,
     )
-    about_both = _about(request, reference, driving, info, len(frames))
+    about_both = _about(request, reference, driving, info, len(frames), cuts)
     score = moved.drawn(driving.score, driving.threshold, others=request.settings.others)
     driving = replace(driving, score=score)
     shown = _shown(moved, driving)
+    warnings = [*([cut_warning(cuts)] if cuts else []), *moved.warnings]
     result = {
         **about_both,
         "verdict": decide(moved.people)._asdict(),
         "used": used,
         "summary": moved.describe(),
         "alignment": moved.record(),
-        "warnings": [{"text": text, "advice": advise(text)} for text in moved.warnings],
+        "warnings": [{"text": text, "advice": advise(text)} for text in warnings],
         "notes": notes,
         "people": [
             {**person.record(), "frames_own": _numbers(transforms)}
@@ -156,7 +164,12 @@ def _shown(moved: Retargeted, driving: Pose) -> list[tuple[int, list[str]]]:
 
 
 def _about(
-    request: AlignmentReport, reference: Pose, driving: Pose, info: VideoInfo, num_frames: int
+    request: AlignmentReport,
+    reference: Pose,
+    driving: Pose,
+    info: VideoInfo,
+    num_frames: int,
+    cuts: Sequence[float],
 ) -> dict[str, Any]:
     """What was given, by its names."""
     return {
@@ -174,6 +187,7 @@ def _about(
             "frames": num_frames,
             "fps": round(info.fps, 4),
             "seconds": round(num_frames / info.fps, 3),
+            "cuts": list(cuts),
             "people": _people(driving.score, driving.threshold),
             "keypoints": driving.score.shape[-1],
         },

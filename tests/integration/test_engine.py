@@ -227,6 +227,27 @@ def test_somebody_of_several_without_a_face_is_named_among_the_warnings(model, f
 
 
 @pytest.mark.real_data
+def test_cuts_and_frames_that_show_nobody_are_among_the_warnings(model, files, tmp_path):
+    rng = np.random.default_rng(1)
+    scenes = rng.integers(0, 255, (2, 12, 8, 3), np.uint8).repeat(8, 1).repeat(8, 2)
+    clip = tmp_path / "film.mp4"
+    encode(clip, [scene for scene in scenes for _ in range(12)], fps=FPS)
+    body = rng.uniform(0.3, 0.7, (1, 1, 18, 2)).repeat(24, 0)
+    write_pose(tmp_path / "film.pose.npz", body)
+    keypoints = dict(np.load(tmp_path / "film.pose.npz"))
+    keypoints["score"][20:] = 0
+    np.savez(tmp_path / "film.pose.npz", **keypoints)
+    engine = AnimationEngine(model)
+    record = engine.run(request(files, tmp_path / "a.mp4", driving=clip))
+    assert record["video"]["cuts"] == [1.2]
+    said = " ".join(record["warnings"])
+    assert "the clip has 1 cut (at 1.20 s)" in said
+    assert "nobody is seen in 4 of the clip's 24 frames" in said
+    record = engine.run(request(files, tmp_path / "b.mp4"))
+    assert record["video"]["cuts"] == []
+    assert "cut" not in " ".join(record["warnings"])
+
+
 def test_the_chosen_person_of_a_group_is_animated(model, files, tmp_path, data_root, monkeypatch):
     monkeypatch.setenv("ANIMATOR_MODELS", str(data_root / "models"))
     files["picture"] = data_root / "image" / "insightface_t1.jpg"  # six people

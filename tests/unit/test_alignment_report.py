@@ -17,7 +17,7 @@ from inference.alignment.pictures import choose_frames, draw_on, make_canvas, wi
 from inference.alignment.verdict import PersonAlignment
 from inference.clip_alignment import AlignmentSettings
 from inference.engine_factory import ALIGNMENT_WORDS
-from inference.perception import Pose
+from inference.perception import Pose, cut_warning
 
 SIZE = (256, 192)
 FRAMES = 24
@@ -202,6 +202,7 @@ def test_every_warning_has_advice_of_its_own():
     for method in ("translation", "none"):
         found = PersonAlignment(method=method, notes=(alignment_verdict.NOTES[method],))
         warnings += alignment_verdict._warnings(found, limited=False, settings=AlignmentSettings())
+    warnings.append(cut_warning([1.0, 2.5]))
     given = [advise(text) for text in warnings]
     assert len(warnings) == len(ADVICE)
     assert set(given) == set(ADVICE.values())

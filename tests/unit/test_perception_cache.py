@@ -33,7 +33,8 @@ def seen(perception: Perception, folder: Path, clip: str = "dance.mp4") -> list[
     info = perception.probe(driving)
     frames = perception.frames(driving, info)
     pose = perception.driving(driving, info, frames)
-    return [reference.keypoints, reference.score, pose.keypoints, pose.score]
+    cuts = np.array(perception.cuts(driving, info))
+    return [reference.keypoints, reference.score, pose.keypoints, pose.score, cuts]
 
 
 def test_what_was_seen_is_not_looked_for_again_and_is_the_same(folder: Path) -> None:
@@ -41,16 +42,16 @@ def test_what_was_seen_is_not_looked_for_again_and_is_the_same(folder: Path) -> 
     for found in (seen(perception, folder), seen(perception, folder)):
         for mine, plain in zip(found, seen(Perception("cascade"), folder), strict=True):
             assert np.array_equal(mine, plain)
-    assert dict(perception.hits) == {"face": 1, "reference": 1, "driving": 1}
+    assert dict(perception.hits) == {"face": 1, "reference": 1, "driving": 1, "cuts": 1}
 
 
 def test_another_content_under_the_same_name_is_looked_at_anew(folder: Path) -> None:
     perception = RememberingPerception(face="cascade", keep=8)
-    *_, before, _ = seen(perception, folder)
+    *_, before, _, _ = seen(perception, folder)
     points = np.full((5, 1, 18, 2), 0.5, np.float32)
     score = np.ones((5, 1, 18), np.float32)
     np.savez(folder / "dance.pose.npz", keypoints=points, score=score, fps=8)
-    *_, after, _ = seen(perception, folder)
+    *_, after, _, _ = seen(perception, folder)
     assert not np.array_equal(before, after)
     assert "driving" not in perception.hits
 
