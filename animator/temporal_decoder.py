@@ -29,6 +29,8 @@ from diffusers.models.upsampling import Upsample2D
 from einops import rearrange
 from torch import Tensor, nn
 
+from animator.host_memory import Sweeper
+
 PerFrame = Callable[[Tensor], Tensor]
 
 
@@ -274,6 +276,7 @@ def _through(
     temporal = stage.block.temporal_res_block
     first, second = _WholeClipNorm(temporal.norm1), _WholeClipNorm(temporal.norm2)
     frames: list[Tensor] = []
+    sweeper = Sweeper()
     device = buffer_device
     layers = [watcher.layer(layer) for layer in stage.per_frame]
     for chunk in chunks:
@@ -281,7 +284,9 @@ def _through(
         for layer in layers:
             chunk = layer(chunk)
         first.gather(rearrange(chunk, "t c h w -> 1 c t h w"))
-        frames.extend(chunk.to(buffer_device).unbind())
+        chunk = chunk.to(buffer_device)
+        sweeper.kept(chunk)
+        frames.extend(chunk.unbind())
         del chunk
     kept = _read(frames.copy(), chunk_size, device)
     for hidden in _along_time(temporal.conv1, _activated(first, temporal, kept)):
