@@ -242,7 +242,14 @@ class AnimationEngine:
             faces = self.perception.faces.detect(frame)
             return [encoder.face_embedding(frame, one).numpy() for one in faces]
 
-        return seams, IdentityMeter(len(stream), windows, identify, reference)
+        return seams, IdentityMeter(
+            len(stream),
+            windows,
+            identify,
+            reference,
+            measured_by=encoder.models["face_embedding"]["name"],
+            recognises=encoder.recogniser is not None,
+        )
 
     def _write(
         self,
@@ -304,6 +311,8 @@ class AnimationEngine:
             "seams": seams.record(),
             "warnings": warnings + seams.warnings(),
         }
+        if stream.states.continued_from:
+            record["continued_from_step"] = stream.states.continued_from
         if identity is not None:
             record["face_identity"] = identity.record()
             record["warnings"] += identity.warnings()

@@ -10,6 +10,7 @@ import numpy as np
 
 MOST_FRAMES = 256  # that faces are looked for in at most, spread evenly over the video
 LIMIT = 0.2  # of cosine similarity, that a window may lose against the first one
+STRANGER = 0.2  # cosine of a recognition network's embeddings, below which it is somebody else
 # Embeddings (E,) of the faces of a frame, of any length.
 Identify = Callable[[np.ndarray], Sequence[np.ndarray]]
 
@@ -22,6 +23,8 @@ class IdentityMeter:
         windows: the frames of each window of the last step, for the drift from one to the next.
         identify: embeds the faces of a frame.
         reference: the embedding that the faces should have, `(E,)`.
+        measured_by: what embeds, for the record.
+        recognises: whether that tells people apart, so that a face can be somebody else's.
     """
 
     def __init__(
@@ -30,11 +33,16 @@ class IdentityMeter:
         windows: Sequence[Sequence[int]],
         identify: Identify,
         reference: np.ndarray,
+        *,
+        measured_by: str,
+        recognises: bool,
     ):
         self.every = max(1, -(-num_frames // MOST_FRAMES))
         self._windows = windows
         self._identify = identify
         self._reference = reference
+        self._measured_by = measured_by
+        self._recognises = recognises
         self._similarity: list[float | None] = []
         self._seen = 0
 
@@ -52,8 +60,9 @@ class IdentityMeter:
         `mean` and `lowest` are of the others; `windows`, of a video of several, has the mean of the
         first, the last and the worst window that shows a face.
         """
-        known = [value for value in self._similarity if value is not None]
+        known = self._known
         record: dict[str, Any] = {
+            "measured_by": self._measured_by,
             "mean": round(float(np.mean(known)), 4) if known else None,
             "lowest": round(min(known), 4) if known else None,
             "every": self.every,
@@ -67,13 +76,28 @@ class IdentityMeter:
 
     def warnings(self) -> list[str]:
         """What is worth saying of the video, for its record."""
-        means = self._window_means()
-        if len(means) < 2 or means[0] - min(means) <= LIMIT:
-            return []
-        return [
-            f"the face drifts from the reference: similarity {means[0]:.2f} in the first window, "
-            f"{min(means):.2f} in the worst"
-        ]
+        known, means = self._known, self._window_means()
+        if not known:
+            return [
+                f"no face was found in the {len(self._similarity)} frames of the video that were "
+                "looked at, while the reference has one"
+            ]
+        warnings = []
+        if self._recognises and np.mean(known) < STRANGER:
+            warnings.append(
+                f"the face is hardly the reference's: mean similarity {np.mean(known):.2f} by "
+                f"{self._measured_by}, expected {STRANGER} at least of the same person"
+            )
+        if len(means) > 1 and means[0] - min(means) > LIMIT:
+            warnings.append(
+                f"the face drifts from the reference: similarity {means[0]:.2f} in the first "
+                f"window, {min(means):.2f} in the worst"
+            )
+        return warnings
+
+    @property
+    def _known(self) -> list[float]:
+        return [value for value in self._similarity if value is not None]
 
     def _window_means(self) -> list[float]:
         """Mean similarity of each window that shows a face, in order."""

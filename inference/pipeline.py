@@ -197,7 +197,7 @@ class AnimationPipeline:
         """
         size = self.frame_size(size)
         settings, timings = settings or self.settings, timings or Timings()
-        self._prepare(settings.speed)
+        self._prepare(settings.speed, settings.devices)
         frame = fit(reference.shape[:2], size, framing)
         sizes = (reference_pose.size, driving_pose.size)
         thresholds = (reference_pose.threshold, driving_pose.threshold)
@@ -313,12 +313,15 @@ class AnimationPipeline:
             )
         return size
 
-    def _prepare(self, speed: SpeedConfig) -> None:
+    def _prepare(self, speed: SpeedConfig, devices: tuple[str, ...]) -> None:
         """Change the model as the settings have it; what cannot be undone is refused."""
+        if speed.offload and devices:
+            raise ValueError(
+                f"Got speed.offload with devices {', '.join(devices)}, but expected one of them: "
+                "what is offloaded has no replicas."
+            )
         if speed.prepared == self._prepared:
             return
-        if speed.offload and self._replicas[0]:
-            raise ValueError("Got speed.offload with devices, but expected one of them.")
         if self._prepared != SpeedConfig().prepared:
             raise ValueError(
                 f"Got {speed}, but the model was prepared for another: load it again, or keep "

@@ -212,6 +212,7 @@ def _open(bench: PresetBench) -> tuple[AnimationEngine, dict[str, Any]]:
         ),
         "fps": info.fps,
         "face": face,
+        "faces": seen.faces_in(bench.reference, image),
     }
 
 

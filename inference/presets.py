@@ -89,6 +89,11 @@ def preset(name: str) -> Preset:
     return PRESETS[name]
 
 
+def steps_of(name: str | None, own: int) -> int:
+    """Sampling steps that a preset takes where a model's own settings, or none, take `own`."""
+    return min(own, FEW_STEPS) if name == "fast" else own
+
+
 def _quality(own: "AnimationSettings", device: str) -> "AnimationSettings":
     """The model's own, without what trades quality for time: exact but for the face crop."""
     return replace(own, speed=replace(own.speed, cache_every=1, linears="full"))
@@ -114,7 +119,7 @@ def _fast(own: "AnimationSettings", device: str) -> "AnimationSettings":
             own.sampling,
             solver="euler",
             schedule="ays",
-            steps=min(own.sampling.steps, FEW_STEPS),
+            steps=steps_of("fast", own.sampling.steps),
         ),
         guidance=_up_to(own.guidance, 20.0),
         face=replace(

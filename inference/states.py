@@ -155,6 +155,7 @@ class ClipStates:
         self.shape = tuple(shape)
         self.folder = folder
         self.step = 0  # steps that are done
+        self.continued_from = 0  # those that another process did
         self._frames: dict[str, HostFrames | FileFrames] = {}
         self._lock: FolderLock | None = None
         self._about = {
@@ -247,7 +248,7 @@ class ClipStates:
             if found is None:
                 self._refuse_foreign(folder)
             elif all(found.get(name) == value for name, value in self._about.items()):
-                self.step = int(found["step"])
+                self.step = self.continued_from = int(found["step"])
                 self._slot = self._safe = int(found["latents"])
             elif not replace:
                 raise WorkFolderError(

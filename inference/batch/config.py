@@ -13,7 +13,7 @@ from inference.engine_factory import (
     alignment_fingerprint,
     model_fingerprint,
 )
-from inference.presets import preset
+from inference.presets import preset, steps_of
 from pipelines.framing import MODES
 from pipelines.models import face_packs, locate_pose_models
 
@@ -146,8 +146,10 @@ def model_defaults(config: BatchConfig) -> tuple[tuple[int, int], int]:
     animator, sampling = (_object(about.get(name)) for name in ("animator", "sampling"))
     size = config.size or (_whole(animator.get("height"), 1), _whole(animator.get("width"), 1))
     steps = _pairs(config.changes).get("sampling.steps", "")
-    given = int(steps) if steps.isdecimal() else sampling.get("steps")
-    return size, _whole(given, DEFAULT_STEPS)
+    if steps.isdecimal():
+        return size, max(1, int(steps))
+    own = _whole(sampling.get("steps"), DEFAULT_STEPS)
+    return size, steps_of(config.preset, own)
 
 
 def _pairs(changes: Sequence[str]) -> dict[str, str]:

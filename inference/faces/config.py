@@ -15,8 +15,8 @@ class FaceOptimizationConfig:
     """How predictions are steered towards the reference's face (Algorithm 1).
 
     Modes: `crop` decodes the surroundings of each face alone; `exact` decodes whole frames, a few
-    at a time; `published` all frames in one graph, faces cut out by their boxes (v1); `auto` is
-    `crop` for models with a recognition network and `off` for others.
+    at a time; `published` all frames that are refined together in one graph, faces cut out by
+    their boxes (v1); `auto` is `crop` for models with a recognition network and `off` for others.
     """
 
     mode: Mode = "auto"
@@ -24,8 +24,8 @@ class FaceOptimizationConfig:
     iterations: int = 10  # of Adam in each of them
     learning_rate: float = 0.05  # of latents of unit spread
     schedule: Schedule = "constant"  # v1: falls evenly to 0 over all denoising steps
-    chunk: int = 4  # frames decoded with gradient at a time
-    key_frames: float = 1.0  # share of the chunks that an iteration takes, in turns
+    chunk: int = 4  # frames decoded with gradient at a time, at most
+    key_frames: float = 1.0  # share of a portion's frames that an iteration takes, in turns
     min_gain: float = 0.001  # stop where the similarity grows by less in an iteration
     halo: int = 8  # latent cells decoded around a face in mode crop
     margin: int = 8  # latent cells around a face that may change; at most `halo`
@@ -92,6 +92,11 @@ class FaceOptimizationConfig:
             min_gain=0.0,
             detect_every=0,
         )
+
+    @property
+    def piece_frames(self) -> int:
+        """Frames decoded with gradient at a time: few enough for a share of a portion."""
+        return max(1, min(self.chunk, int(self.portion * self.key_frames)))
 
     def rate(self, step: int, num_steps: int) -> float:
         """Learning rate of a denoising step."""

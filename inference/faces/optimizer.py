@@ -100,11 +100,10 @@ class FaceOptimizer:
         if step >= self.config.steps:
             return latents
         begun = time.perf_counter()
+        portion = len(latents) if self.config.mode == "published" else self.config.portion
         parts = [
             self._refine(part, numbers.tolist(), step)
-            for part, numbers in zip(
-                latents.split(self.config.portion), frames.split(self.config.portion), strict=True
-            )
+            for part, numbers in zip(latents.split(portion), frames.split(portion), strict=True)
         ]
         if (step + 1) % self.config.refresh == 0 or step + 1 >= self._num_steps:
             # The memory is the network's until the next pass.

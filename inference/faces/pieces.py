@@ -45,7 +45,7 @@ def pieces_of(
     size = (places.size[0] // cell, places.size[1] // cell)
     visible = places.visible[list(numbers)]
     everybody = list(range(places.num_people))
-    length = max(1, len(numbers)) if config.mode == "published" else config.chunk
+    length = max(1, len(numbers)) if config.mode == "published" else config.piece_frames
     found: list[FacePiece] = []
     for chunk, begin in enumerate(range(0, len(numbers), length)):
         part = visible[begin : begin + length]

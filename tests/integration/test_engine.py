@@ -358,6 +358,9 @@ def test_two_devices_and_portions_of_any_size_give_the_same_bytes(
     assert record["seams"]["windows"] > 1
     with pytest.raises(ValueError, match="Got device 'gpu9' in devices"):
         AnimationEngine(model, changes=["devices=gpu9"]).run(request(files, tmp_path / "no.mp4"))
+    offloaded = AnimationEngine(model, changes=["devices=cpu,cpu", "speed.offload=true"])
+    with pytest.raises(ValueError, match=r"speed\.offload with devices cpu, cpu, but expected"):
+        offloaded.run(request(files, tmp_path / "no.mp4"))
 
 
 def test_numbers_that_are_not_finite_are_an_error_and_no_video(model, files, tmp_path):

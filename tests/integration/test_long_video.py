@@ -126,6 +126,8 @@ def test_a_killed_run_is_continued_to_the_same_bytes_and_leaves_nothing(model, c
     stages = []
     engine.run(request, lambda share, stage: stages.append(stage), resumable=True)
     assert "step 0/2" not in stages
+    record = json.loads((folder / f"{RESUMED}.json").read_text())
+    assert record["continued_from_step"] == 1
     assert not work.exists()
     whole = AnimationRequest(
         reference=clips[0], driving=clips[RESUMED], output=tmp_path / "whole.mp4"

@@ -167,7 +167,7 @@ def test_two_people_become_like_their_own_reference():
 
 def test_key_frames_take_turns_over_all_frames():
     latents, seen = clip(8), []
-    run = optimizer(config(chunk=2, key_frames=0.25, iterations=4), places(8))
+    run = optimizer(config(chunk=2, portion=8, key_frames=0.25, iterations=4), places(8))
     original = run.curve.add
     run.curve.add = lambda step, i, found: (  # type: ignore[method-assign]
         seen.append(sum(faces for _, faces in found)),
@@ -178,6 +178,30 @@ def test_key_frames_take_turns_over_all_frames():
     moved = (refined - latents).abs().amax((1, 2, 3))
     # Every frame had one of the four iterations.
     torch.testing.assert_close(moved, torch.full((8,), run.config.learning_rate), rtol=0.01, atol=0)
+
+
+def test_half_of_the_key_frames_are_half_of_a_portion_as_it_is_by_default():
+    given = {"mode": "crop", "min_gain": 0.0, "detect_every": 0, "iterations": 4}
+    run = optimizer(FaceOptimizationConfig(**given, key_frames=0.5, halo=2, margin=2))
+    original, seen = run.curve.add, []
+    run.curve.add = lambda step, i, found: (  # type: ignore[method-assign]
+        seen.append(sum(faces for _, faces in found)),
+        original(step, i, found),
+    )[1]
+    refined = run.refine(clip(), torch.arange(4), 0)
+    assert seen == [2, 2, 2, 2]
+    assert (refined - clip()).abs().amax((1, 2, 3)).min() > 0
+
+
+def test_the_published_way_keeps_all_frames_in_one_graph():
+    run = optimizer(config(mode="published", iterations=1, portion=2), places(6))
+    original, seen = run.curve.add, []
+    run.curve.add = lambda step, i, found: (  # type: ignore[method-assign]
+        seen.append([faces for _, faces in found]),
+        original(step, i, found),
+    )[1]
+    run.refine(clip(6), torch.arange(6), 0)
+    assert seen == [[6]]
 
 
 def test_it_stops_where_little_is_gained():

@@ -14,9 +14,18 @@ def turned(share: float) -> np.ndarray:
     return np.array([np.cos(share * np.pi / 2), np.sin(share * np.pi / 2)])
 
 
-def measured(faces: list[np.ndarray | None], windows=WINDOWS) -> IdentityMeter:
+def measured(
+    faces: list[np.ndarray | None], windows=WINDOWS, *, recognises: bool = True
+) -> IdentityMeter:
     waiting = iter([] if face is None else [face] for face in faces)
-    meter = IdentityMeter(len(faces), windows, lambda frame: next(waiting), OWN)
+    meter = IdentityMeter(
+        len(faces),
+        windows,
+        lambda frame: next(waiting),
+        OWN,
+        measured_by="two numbers",
+        recognises=recognises,
+    )
     for _ in faces:
         meter.add(np.zeros((4, 4, 3), np.uint8))
     return meter
@@ -42,21 +51,38 @@ def test_a_face_that_turns_into_another_is_said():
 
 def test_a_video_of_one_window_has_similarities_and_no_drift():
     meter = measured([OWN, OTHER], [range(0, 2)])
+    assert meter.record()["measured_by"] == "two numbers"
     assert meter.record()["similarity"] == [1.0, 0.0]
     assert "windows" not in meter.record()
     assert not meter.warnings()
 
 
 def test_of_several_faces_the_most_alike_counts_however_long_its_embedding():
-    meter = IdentityMeter(1, [range(1)], lambda frame: [9 * turned(0.6), turned(0.4)], OWN)
+    meter = IdentityMeter(
+        1,
+        [range(1)],
+        lambda frame: [9 * turned(0.6), turned(0.4)],
+        OWN,
+        measured_by="two numbers",
+        recognises=True,
+    )
     meter.add(np.zeros((4, 4, 3), np.uint8))
     assert meter.record()["similarity"] == [round(float(np.cos(0.2 * np.pi)), 4)]
 
 
-def test_a_video_without_a_face_says_so_by_nothing():
-    record = measured([None] * 8).record()
+def test_a_face_that_is_somebody_elses_throughout_is_said_by_what_knows_people():
+    (said,) = measured([OTHER] * 8).warnings()
+    assert "hardly the reference's: mean similarity 0.00 by two numbers" in said
+    assert not measured([OTHER] * 8, recognises=False).warnings()
+
+
+def test_a_video_without_a_face_has_no_similarity_and_a_warning():
+    meter = measured([None] * 8)
+    record = meter.record()
     assert (record["mean"], record["lowest"]) == (None, None)
     assert "windows" not in record
+    (said,) = meter.warnings()
+    assert "no face was found in the 8 frames" in said
 
 
 def test_a_long_video_is_looked_at_evenly():

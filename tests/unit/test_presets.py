@@ -14,7 +14,7 @@ from PIL import Image
 from animator.config import AnimatorConfig
 from animator.model import Animator
 from animator.weights import save_model
-from inference.batch.config import BatchConfig, read_settings
+from inference.batch.config import BatchConfig, model_defaults, read_settings
 from inference.conditioning import ReferenceEncoder
 from inference.engine import AnimationEngine
 from inference.evaluate import held_out
@@ -234,3 +234,16 @@ def test_a_preset_that_is_spoiled_is_not(measured: Measured, name: str):
         speed=replace(made.speed, cache_every=10),
     )
     assert measured.broken(name, spoiled)
+
+
+def test_a_batch_counts_the_steps_that_its_preset_takes(tmp_path):
+    (tmp_path / "config.json").write_text('{"sampling": {"steps": 40}}')
+    given = {"manifest": tmp_path, "out": tmp_path, "model_dir": tmp_path}
+
+    def steps(name: str | None, *changes: str) -> int:
+        config = BatchConfig(**given, preset=name, changes=changes)
+        return model_defaults(config)[1]
+
+    assert steps(None) == steps("balanced") == 40
+    assert steps("fast") == PRESETS["fast"].settings(AnimationSettings(), "cpu").sampling.steps
+    assert steps("fast", "sampling.steps=30") == 30
