@@ -20,6 +20,7 @@ import psutil
 UNHURRIED = {"health_check_timeout_ms": 60_000, "health_check_period_ms": 1000}
 LIMIT_SECONDS = 300.0
 MOST_RESUMES = 10
+MOST_MISSES = 10
 
 Driver = subprocess.Popen[bytes]
 Result = dict[str, Any]
@@ -169,43 +170,73 @@ def repeat(
     folder: Path,
     nodes: Nodes,
     one: Callable[[int, Path], tuple[Sequence[str], Result, Iterable[str]]],
+    *,
+    until_struck: bool = False,
 ) -> Result:
     """Rounds, each in a folder of its own that is kept where something was wrong.
 
     Args:
         one: from a round's number and folder to what was to be killed, the round's result, and
             whatever was wrong with it.
+        until_struck: whether a round in which nothing was killed, as its driver ended before, is
+            no run: `one` is called again with its number, and has failed after `MOST_MISSES`.
 
     Returns:
-        `runs`, `kills` by kind, `starts`, and `failures`, empty if all is well.
+        `runs`, `kills` by kind, `runs_without_a_kill`, `starts`, and `failures`, empty if all is
+        well. With `until_struck`, `runs` are those with a kill, and the others come on top.
     """
     failures, rounds, plans = [], [], []
-    for number in range(runs):
-        out = folder / f"run-{number:03d}"
+    number, misses = 0, 0
+    while number < runs:
+        out = folder / (f"run-{number:03d}" + (f"-{misses}" if misses else ""))
         kinds, result, found = one(number, out)
         wrong = [*found, *(key for key in ("hung", "gave_up") if result.get(key))]
         if left := orphans(nodes):
             wrong.append(f"{left} processes were left running")
         rounds.append(result)
         plans.append(kinds)
+        missed = until_struck and not result["struck"]
+        misses = misses + 1 if missed else 0
+        if misses == MOST_MISSES:
+            wrong.append(f"nothing was killed in {misses} rounds")
         if wrong:
             log = (folder / f"{out.name}.log").read_text()[-1500:]
             failures.append({"run": number, "kinds": [*kinds], "wrong": wrong, "log": log})
         else:
             shutil.rmtree(out)
-        print(f"{number + 1}/{runs} {result} {wrong or 'ok'}", file=sys.stderr, flush=True)
+        verdict = wrong or ("nothing was killed: once more" if missed else "ok")
+        print(f"{number + 1}/{runs} {result} {verdict}", file=sys.stderr, flush=True)
+        if not missed or misses == MOST_MISSES:
+            number, misses = number + 1, 0
     planned = Counter(kind for kinds in plans for kind in kinds)
     struck = Counter(kind for result in rounds for kind in result["struck"])
     # A driver may end before its moment, but not each time.
     never = [kind for kind, count in planned.items() if count > 3 and not struck[kind]]
     if never:
         failures.append({"wrong": [f"no {kind} was ever killed" for kind in never]})
+    without = sum(not result["struck"] for result in rounds)
     return {
-        "runs": runs,
+        "runs": len(rounds) - without if until_struck else runs,
         "kills": dict(struck),
+        "runs_without_a_kill": without,
         "starts": sum(result["starts"] for result in rounds),
         "failures": failures,
     }
+
+
+def summary(result: Result) -> str:
+    """A result in one line.
+
+    >>> summary({"runs": 3, "kills": {"node": 4}, "runs_without_a_kill": 1, "failures": []})
+    '3 runs: 4 kills (4 node), 1 run without a kill, 0 failures'
+    """
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(result["kills"].items()))
+    without = result["runs_without_a_kill"]
+    return (
+        f"{result['runs']} runs: {sum(result['kills'].values())} kills ({kinds or 'none'}), "
+        f"{without} run{'' if without == 1 else 's'} without a kill, "
+        f"{len(result['failures'])} failures"
+    )
 
 
 def undisturbed(driver: Driver, log: Path) -> float:
@@ -234,6 +265,7 @@ def command_line(about: str, torture: Callable[..., Result], *, runs: int, **num
         result = torture(rounds, kept or Path(temporary), **options)
     text = json.dumps(result, indent=2)
     print(text)
+    print(summary(result), file=sys.stderr)
     if report:
         report.write_text(text + "\n")
     return 1 if result["failures"] else 0
