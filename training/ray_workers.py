@@ -12,14 +12,24 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from pipelines.ray_session import PATIENCE_SECONDS
+from pipelines.ray_sizes import amounts
 from training import tracking
 from training.config import TrainConfig
+from training.journal import say
 from training.output import has_failure, raise_failure, write_failure
+from training.stop_request import StopRequest
 from training.task import Stopped, TrainingError
 
 # Before torch allocates: memory that was split up for one shape can then serve another.
 ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 _STATE = ".ray"  # Ray Train's own files, in the run's folder
+_TELL_SECONDS = 30.0  # between sentences about waiting
+_LOOK_SECONDS = 1.0
+_NO_START = "WorkerGroupStartupTimeoutError"  # Ray Train's, for workers without a place
+# Ray Train gives its workers a minute to start and would try for ever where a lost machine does
+# not come back; each loss that a run survives is allowed so many minutes.
+_STARTS_A_LOSS = int(PATIENCE_SECONDS // 60)
 
 
 def train_on_ray(
@@ -36,7 +46,7 @@ def train_on_ray(
     import ray.exceptions
     import ray.train
 
-    use_gpu, cpus = _resources(config)
+    use_gpu, cpus = _resources(config, out)
     # Ray's own list of what it has seen; our checkpoints say for themselves what they are, and a
     # list that a kill left torn would keep Ray from starting.
     shutil.rmtree(out / _STATE, ignore_errors=True)
@@ -52,12 +62,15 @@ def train_on_ray(
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.run.num_workers,
             use_gpu=use_gpu,
-            resources_per_worker={"CPU": 1, "GPU": 1} if use_gpu else {"CPU": 1},
+            resources_per_worker=_share(use_gpu),
         ),
         run_config=ray.train.RunConfig(
             name=_STATE,
             storage_path=str(out),
-            failure_config=ray.train.FailureConfig(max_failures=config.run.max_failures),
+            failure_config=ray.train.FailureConfig(
+                max_failures=config.run.max_failures,
+                controller_failure_limit=_STARTS_A_LOSS * (config.run.max_failures + 1),
+            ),
             worker_runtime_env={"env_vars": ALLOCATOR} if use_gpu else None,
         ),
     )
@@ -209,11 +222,17 @@ def _modules_of_driver() -> Iterator[None]:
             os.environ["PYTHONPATH"] = before
 
 
-def _resources(config: TrainConfig) -> tuple[bool, int]:
+def _share(use_gpu: bool) -> dict[str, float]:
+    """What one worker takes of a machine."""
+    return {"CPU": 1, "GPU": 1} if use_gpu else {"CPU": 1}
+
+
+def _resources(config: TrainConfig, out: Path) -> tuple[bool, int]:
     """Whether workers get a GPU, and how many cores each has.
 
     Raises:
-        ValueError: more workers than this machine has room for. A cluster may grow instead.
+        ValueError: more workers than this machine has room for.
+        TrainingError, Stopped: as `_wait_for_room`, on a cluster, which may grow.
     """
     import ray
 
@@ -221,13 +240,57 @@ def _resources(config: TrainConfig) -> tuple[bool, int]:
     gpus = int(total.get("GPU", 0))
     use_gpu = gpus > 0 if config.run.use_gpu is None else config.run.use_gpu
     kind, room = ("GPUs", gpus) if use_gpu else ("CPUs", int(total.get("CPU", 0)))
-    if workers > room and "RAY_ADDRESS" not in os.environ:
+    if "RAY_ADDRESS" in os.environ:
+        _wait_for_room(workers, use_gpu, out)
+    elif workers > room:
         raise ValueError(
             f"run.num_workers is {workers}, expected at most {room}, the number of {kind} here: "
             f"set run.num_workers={max(room, 1)}{' or run.use_gpu=false' if use_gpu else ''}."
         )
     nodes = max(1, sum(node["Alive"] for node in ray.nodes()))
     return use_gpu, max(1, (os.cpu_count() or 1) * nodes // workers)
+
+
+def _wait_for_room(
+    workers: int, use_gpu: bool, out: Path, patience: float = PATIENCE_SECONDS
+) -> None:
+    """Wait until a cluster has room for all workers; asking for it makes an autoscaler add nodes.
+
+    Ray Train would wait without a word and without an end.
+
+    Args:
+        patience: seconds.
+
+    Raises:
+        TrainingError: there is still no room; what is needed, what is there and what is free.
+        Stopped: the run was asked to end.
+    """
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    share = _share(use_gpu)
+    several = f"{workers} worker{'s' * (workers != 1)}"
+    need = f"the Ray cluster has no room for {several} with {amounts(share)} each"
+    request, began, told = StopRequest(out), time.monotonic(), -_TELL_SECONDS
+    group = placement_group([share] * workers)
+    try:
+        while not group.wait(min(_LOOK_SECONDS, max(0.1, patience))):
+            waited = time.monotonic() - began
+            there, free = ray.cluster_resources(), ray.available_resources()
+            of_it = [amounts({k: found.get(k, 0.0) for k in share}) for found in (there, free)]
+            now = f"it has {of_it[0]}, of which {of_it[1]} are free"
+            if request.made():
+                raise Stopped(f"Stopped before the start: {need} ({now}).")
+            if waited >= patience:
+                raise TrainingError(
+                    f"{need}: {now} after {waited:.0f} s. Add machines, wait for other work, or "
+                    "set run.num_workers lower."
+                )
+            if waited - told >= _TELL_SECONDS:
+                told = waited
+                say(out, f"Waiting: {need} ({now}).")
+    finally:
+        remove_placement_group(group)
 
 
 def _sentence(error: Exception, out: Path, session: Path | None) -> str:
@@ -239,6 +302,11 @@ def _sentence(error: Exception, out: Path, session: Path | None) -> str:
     first = sorted(causes.items(), key=lambda item: any(e in str(item[1]) for e in echoes))
     log = out / "errors.log"
     where = log if log.exists() else f"{session}/logs"
+    if type(getattr(error, "controller_failure", None)).__name__ == _NO_START:
+        return (
+            "Training failed: its workers found no room on the Ray cluster again. The same command "
+            f"continues from the last checkpoint once machines are there. Log: {where}"
+        )
     if not first:
         lines = str(error).strip().splitlines()
         return f"Training failed: {lines[-1] if lines else type(error).__name__}. Log: {where}"
