@@ -72,9 +72,26 @@ class TrackedRun:
     started: float = 0.0  # seconds of the epoch; a node's measures are placed from here on
 
 
-def tracking_uri() -> str:
-    """`MLFLOW_TRACKING_URI`, else MLflow's default store, a SQLite file in the current folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+def tracking_uri(out: Path) -> str:
+    """Where a run is tracked: `MLFLOW_TRACKING_URI`, else where it already is, else a SQLite file.
+
+    The file is MLflow's default one, in the current folder. On a cluster the driver's current
+    folder may be gone with its machine, and no worker need see it: there it lies beside the run.
+    """
+    if named := os.environ.get("MLFLOW_TRACKING_URI"):
+        return named
+    if known := tracked_run(out):
+        return known.uri
+    return _store(_folder_beside(out) or Path.cwd())
+
+
+def _store(folder: Path) -> str:
+    return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+def _folder_beside(out: Path) -> Path | None:
+    """The folder that holds the run's, where the run is on a cluster (Ray's jobs are too)."""
+    return out.resolve().parent if "RAY_ADDRESS" in os.environ else None
 
 
 def tracked_run(out: Path) -> TrackedRun | None:
@@ -103,8 +120,7 @@ def open_run(
         fingerprint: of the data, logged as the run's dataset.
         say: takes a sentence for the user.
     """
-    uri = tracking_uri()
-    known = tracked_run(out)
+    uri, known = tracking_uri(out), tracked_run(out)
     try:
         client = client_of(uri)
         if known is not None and (known.uri, known.identity) == (uri, identity):
@@ -115,7 +131,7 @@ def open_run(
                 if not refused(error):
                     _tell(say, error)
                     return known
-        run_id = _create(client, out, task, settings)
+        run_id = _create(client, uri, out, task, settings)
         run = TrackedRun(uri=uri, run_id=run_id, identity=identity, started=round(time.time(), 3))
         (out / _RUN_FILE).write_text(json.dumps(asdict(run)))
     except Exception as error:
@@ -193,12 +209,17 @@ def client_of(uri: str) -> Any:
     return MlflowClient(uri)
 
 
-def _create(client: Any, out: Path, task: str, settings: Mapping[str, Any]) -> str:
+def _create(client: Any, uri: str, out: Path, task: str, settings: Mapping[str, Any]) -> str:
     from mlflow.entities import Param
 
     name = f"stableanimator/{task}"
     experiment = client.get_experiment_by_name(name)
-    number = experiment.experiment_id if experiment else client.create_experiment(name)
+    number = experiment.experiment_id if experiment else None
+    if number is None:
+        beside = _folder_beside(out)
+        # MLflow would put files, unlike numbers, in the driver's current folder.
+        files = str(beside / "mlruns" / name) if beside and uri == _store(beside) else None
+        number = client.create_experiment(name, artifact_location=files)
     tags = {"output": str(out)}
     if commit := _git("rev-parse", "HEAD"):
         tags["mlflow.source.git.commit"] = commit.strip()

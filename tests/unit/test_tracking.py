@@ -68,6 +68,29 @@ def test_restart_joins_the_run_and_keeps_its_parameters(store):
     assert other.run_id != run.run_id  # parameters never change, so other settings are another run
 
 
+def test_on_a_cluster_the_store_lies_beside_the_run_and_a_restart_elsewhere_finds_it(
+    store, monkeypatch
+):
+    shared, pods = store / "shared", [store / "pod-1", store / "pod-2"]
+    for folder in (shared / "out", *pods):
+        folder.mkdir(parents=True)
+    shutil.move(store / "mlflow.db", shared / "mlflow.db")
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.5:6379")
+    monkeypatch.chdir(pods[0])
+    run = tracking.open_run(shared / "out", "toy", {"optim": {"lr": 0.1}}, "same")
+    assert run is not None
+    assert run.uri == f"sqlite:///{shared / 'mlflow.db'}"
+    files = MlflowClient(run.uri).get_run(run.run_id).info.artifact_uri
+    assert files.startswith(str(shared / "mlruns"))
+    assert not list(pods[0].iterdir())
+
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.chdir(pods[1])
+    assert tracking.open_run(shared / "out", "toy", {"optim": {"lr": 0.1}}, "same") == run
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{pods[1] / 'mlflow.db'}")
+    assert tracking.tracking_uri(shared / "out") == f"sqlite:///{pods[1] / 'mlflow.db'}"
+
+
 def test_tracker_that_fails_warns_and_never_raises(store, monkeypatch):
     out = store / "out"
     out.mkdir()
