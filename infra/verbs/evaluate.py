@@ -151,10 +151,17 @@ def _curation_lines(result: dict[str, Any]) -> list[str]:
     people = result["people"]
     if people["clips"]:
         lines.append(f"number of people right for {people['accuracy']:.0%} of {people['clips']}")
+    lines.append(_failed_line(len(result["failed"]), result["labelled"]))
     for name, rule in rules.items():
         lines += [f"{name}: missed {file}" for file in rule["missed"]]
         lines += [f"{name}: false alarm {file}" for file in rule["false_alarms"]]
     return lines + [f"people: {file}: {text}" for file, text in people["wrong"].items()]
+
+
+def _failed_line(failed: int, labelled: int) -> str:
+    if not failed:
+        return f"none of {labelled} sources failed"
+    return f"{failed} of {labelled} sources failed, and count as not recognised"
 
 
 def _short(value: object) -> str:

@@ -1,15 +1,16 @@
 """Agreement of a run with labels made by hand."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipelines import shards
 from pipelines.curation.filters import camera_moves, lacks_face, people_class
 from pipelines.curation.plan import load_plan
 from pipelines.schema import SourceRecord
 
+_T = TypeVar("_T")
 _NEEDED = ("file", "camera", "cuts", "face")
 _PEOPLE = ("0", "1", "2+")
 
@@ -19,7 +20,9 @@ def evaluate_curation(folder: Path | str, labels_csv: Path | str) -> dict[str, A
 
     The CSV has the columns `file`, `camera` (static, slight, moving), `cuts` and `face` (yes, no),
     and may have `people` (a number). Sources whose camera is labelled `slight` do not count for the
-    camera. A copy of another video counts with what was found in that one.
+    camera. A copy of another video counts with what was found in that one. A source that failed
+    was not recognised: it counts as missed wherever its label is positive, and as a wrong number
+    of people.
 
     Raises:
         ValueError: columns are missing, or no label is of a source of the folder.
@@ -34,34 +37,40 @@ def evaluate_curation(folder: Path | str, labels_csv: Path | str) -> dict[str, A
             f"{labels_csv} labels none of the files of {folder}: its column `file` must hold "
             "their names."
         )
-    usable = [name for name in common if sources[name].verdict != "failed"]
-    judged = [name for name in usable if labels[name]["camera"] != "slight"]
-    counted = [name for name in usable if labels[name].get("people")]
+    # Left out, files that cannot be read would make everything look better.
+    failed = {name for name in common if sources[name].verdict == "failed"}
+    judged = [name for name in common if labels[name]["camera"] != "slight"]
+    counted = [name for name in common if labels[name].get("people")]
     moves = {
         name: any(camera_moves(clip.scores, config) for clip in sources[name].clips)
         for name in judged
     }
-    faceless = {name: lacks_face(_all_series(sources[name]), config) for name in usable}
+    faces = {name: not lacks_face(_all_series(sources[name]), config) for name in common}
     return {
         "labelled": len(common),
         "labels_without_source": sorted(labels.keys() - sources.keys()),
-        "failed": sorted(set(common) - set(usable)),
+        "failed": sorted(failed),
         "moving_camera": _agreement(
-            {name: labels[name]["camera"] == "moving" for name in judged}, moves
+            {name: labels[name]["camera"] == "moving" for name in judged},
+            _unless(failed, moves, False),
         ),
         "cuts": _agreement(
-            {name: labels[name]["cuts"] == "yes" for name in usable},
-            {name: bool(sources[name].info.get("cuts")) for name in usable},
+            {name: labels[name]["cuts"] == "yes" for name in common},
+            _unless(failed, {name: bool(sources[name].info.get("cuts")) for name in common}, False),
         ),
         "face_present": _agreement(
-            {name: labels[name]["face"] == "yes" for name in usable},
-            {name: not lacking for name, lacking in faceless.items()},
+            {name: labels[name]["face"] == "yes" for name in common}, _unless(failed, faces, False)
         ),
         "people": _accuracy(
             {name: _class_of(labels[name]["people"]) for name in counted},
-            {name: _most_people(sources[name]) for name in counted},
+            _unless(failed, {name: _most_people(sources[name]) for name in counted}, "failed"),
         ),
     }
+
+
+def _unless(failed: Set[str], found: Mapping[str, _T], instead: _T) -> dict[str, _T]:
+    """What was found of each source, and `instead` of those that failed."""
+    return {name: instead if name in failed else value for name, value in found.items()}
 
 
 def _labelled_sources(folder: Path, labels: Mapping[str, Any]) -> dict[str, SourceRecord]:
