@@ -16,6 +16,7 @@ out/
 import fcntl
 import json
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,6 +89,22 @@ def prepare_folder(
         progress.note(f"Continuing from {latest.samples_seen} samples.")
     write_json(out / "config.json", describe(config))
     return latest.samples_seen if latest else 0
+
+
+def enter_folder(folder: Path) -> None:
+    """Make relative paths of the settings start where the driver's do.
+
+    Raises:
+        ValueError: this machine does not have the folder.
+    """
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise ValueError(
+            f"{socket.gethostname()} cannot enter {folder} ({error.strerror}), where the run was "
+            "started and where relative paths of its settings begin: start it from a folder that "
+            "every machine of the cluster has."
+        ) from None
 
 
 def has_failure(out: Path) -> bool:

@@ -17,7 +17,7 @@ from pipelines.ray_sizes import amounts
 from training import tracking
 from training.config import TrainConfig
 from training.journal import say
-from training.output import has_failure, raise_failure, write_failure
+from training.output import enter_folder, has_failure, raise_failure, write_failure
 from training.stop_request import StopRequest
 from training.task import Stopped, TrainingError
 
@@ -102,17 +102,17 @@ def _worker(payload: dict[str, Any]) -> None:
     config, out, run = payload["config"], payload["out"], payload["run"]
     if has_failure(out):
         return  # an earlier attempt ended in a way that this one would repeat
-    os.chdir(payload["folder"])
     import ray.train.torch
     import torch
-
-    from training.reporter import RayReporter
-    from training.worker import run_worker
 
     torch.set_num_threads(payload["threads"])
     context = ray.train.get_context()
     rank = context.get_world_rank()
     try:
+        enter_folder(payload["folder"])
+        from training.reporter import RayReporter
+        from training.worker import run_worker
+
         run_worker(
             config,
             out,

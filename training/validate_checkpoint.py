@@ -22,7 +22,7 @@ from typing import Any
 
 from training.checkpoint import AVERAGE
 from training.config import TrainConfig, ValidateConfig
-from training.output import write_json
+from training.output import enter_folder, write_json
 from training.release import METRICS, averaged_model, write_release
 
 FOLDER = "validation"
@@ -39,13 +39,16 @@ def validate_checkpoint(
         out: the run's folder, where the earlier validations lie.
         folder: has `ema.safetensors` and is named after the samples seen.
         cwd: where relative paths of the settings start.
+
+    Raises:
+        ValueError: this machine has no folder `cwd`.
     """
     import torch
     from safetensors.torch import load_file
 
     started = time.perf_counter()
     if cwd is not None:
-        os.chdir(cwd)
+        enter_folder(cwd)
     with suppress(OSError):
         os.nice(_POLITENESS)
     use_gpu = torch.cuda.is_available() and config.run.use_gpu is not False

@@ -1,6 +1,9 @@
+import re
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from ray.train import ScalingConfig
@@ -34,6 +37,7 @@ def two_cpus() -> Iterator[None]:
     import ray
 
     with ExitStack() as stack:
+        stack.enter_context(ray_workers._modules_of_driver())
         ray.init(address="local", num_cpus=2, num_gpus=0, include_dashboard=False)
         stack.callback(ray.shutdown)
         yield
@@ -72,3 +76,11 @@ def test_workers_that_lost_their_place_for_good_are_said_in_a_sentence(tmp_path)
     text = ray_workers._sentence(error, tmp_path, tmp_path)
     assert "found no room" in text
     assert "same command" in text
+
+
+@pytest.mark.slow
+def test_machine_without_the_drivers_folder_is_named_at_once(two_cpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "cwd", lambda: tmp_path / "not-there")  # as if only the driver had it
+    with pytest.raises(ValueError, match=rf"{socket.gethostname()} cannot enter .*/not-there"):
+        ray_workers.train_on_ray(toy_config(), tmp_path, None, None)
+    assert len(re.findall("^worker 0", (tmp_path / "errors.log").read_text(), re.M)) == 1
