@@ -4,7 +4,7 @@ Shapes: B batch, T frames, H W pixels, C latent channels, h w latent size, D con
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,15 @@ from animator.flops import training_flops
 from animator.losses import denoising_loss_of_clips, face_loss_of_clips, means_by_quartile
 from animator.model import Animator
 from animator.recompute import recompute_blocks
-from animator.stable_video import animator_from_svd
-from animator.tensor_files import WeightsError
+from animator.stable_video import animator_from_svd, diffusers_files
+from animator.tensor_files import WeightsError, component_files
 from animator.trainable import choose_trainable, lora_state, merged_state
-from animator.weights import add_encoders, load_alignment, read_config, save_model
+from animator.weights import add_encoders, encoder_files, load_alignment, read_config, save_model
 from inference.conditioning import ReferenceEncoder, time_ids
 from pipelines.overrides import to_dict
 from training.animate_config import AnimateConfig
 from training.animate_examples import AnimateExamples, trained_frames
+from training.checkpoint import measure
 from training.task import Batch, Task, stack
 
 __all__ = ["AnimateConfig", "AnimateTask", "starting_animator", "trained_frames"]
@@ -144,6 +145,11 @@ class AnimateTask(Task):
 
         return validate(self, model, folder, device, clips)
 
+    def start_digest(self) -> str:
+        files = _lasting_files(self.config)
+        lines = sorted(f"{part} {path.name} {measure(path)[1]}" for part, path in files)
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else ""
+
     def save_model(self, state: dict[str, Tensor], folder: Path) -> None:
         about: dict[str, Any] = {
             "sampling": to_dict(self.config.sampling),
@@ -176,6 +182,25 @@ def _fingerprint(examples: AnimateExamples) -> str:
         return examples.clips.fingerprint
     both = f"{examples.clips.fingerprint} {examples.cached.fingerprint}"
     return hashlib.sha256(both.encode()).hexdigest()
+
+
+def _lasting_files(config: AnimateConfig) -> Iterator[tuple[str, Path]]:
+    """Part and file of the start's weights that stay in the result: frozen ones and encoders."""
+    if not config.start:
+        return
+    start = Path(config.start)
+    if config.trainable != "all":
+        yield from (("unet", path) for path in _unet_files(start))
+    if config.animator.codec == "temporal_vae":
+        for part, files in encoder_files(start).items():
+            yield from ((part, path) for path in files if path.suffix == ".safetensors")
+
+
+def _unet_files(start: Path) -> list[Path]:
+    """The UNet's weights; PoseNet and Face Encoder are always trained."""
+    if (start / "config.json").is_file():
+        return component_files(start, "unet")
+    return diffusers_files(start / "unet" if (start / "unet").is_dir() else start)
 
 
 def _flops_of_a_sample(config: AnimateConfig, examples: AnimateExamples) -> float:

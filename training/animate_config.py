@@ -32,7 +32,7 @@ class AnimateConfig:
         "latents",
         "validation",
         "alignment",
-        "start",
+        "start",  # where it lies: what of it is never trained is compared by contents
         "recompute",
     )
 

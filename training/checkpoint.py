@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 
 from training.config import TrainConfig, binding_settings, changed_settings
 from training.engine import convert_state
+from training.task import Task
 
 RECORD = "train.json"
 AVERAGE = "ema.safetensors"
@@ -74,8 +75,14 @@ def checkpoint_name(samples_seen: int) -> str:
     return f"{_PREFIX}{samples_seen:012d}"
 
 
-def describe_run(config: TrainConfig, fingerprint: str, world: int) -> dict[str, Any]:
-    """What `train.json` says of the run, besides its position and its files."""
+def describe_run(
+    config: TrainConfig, fingerprint: str, world: int, start: str = ""
+) -> dict[str, Any]:
+    """What `train.json` says of the run, besides its position and its files.
+
+    Args:
+        start: the task's `start_digest`.
+    """
     packages = ("torch", "deepspeed", "ray")
     return {
         "seed": config.run.seed,
@@ -83,6 +90,7 @@ def describe_run(config: TrainConfig, fingerprint: str, world: int) -> dict[str,
         "global_batch": config.batch.global_batch,
         "settings": binding_settings(config),
         "fingerprint": fingerprint,
+        "start": start,
         "versions": {name: version(name) for name in packages},
     }
 
@@ -210,6 +218,24 @@ def check_resume(checkpoint: Checkpoint, config: TrainConfig, fingerprint: str) 
         raise ResumeError(
             f"{name} was trained on other data (fingerprint {record['fingerprint'][:12]}, given "
             f"{fingerprint[:12]}): give the same data, or start in an empty folder."
+        )
+
+
+def check_start(checkpoint: Checkpoint, task: Task) -> None:
+    """Refuse to put the trained weights of a run beside frozen ones of another start.
+
+    Checkpoints of versions that recorded none are taken as they are.
+
+    Raises:
+        ResumeError: which start differs and how to mend it.
+    """
+    recorded = checkpoint.record.get("start")
+    if recorded and (given := task.start_digest()) != recorded:
+        raise ResumeError(
+            f"{checkpoint.folder.name} belongs to other weights than those of task.start: what "
+            f"is not trained has the sha256 {given[:12] or 'of nothing'}, expected "
+            f"{recorded[:12]}. Give a folder with the weights the run started from, with --set "
+            "task.start=DIR; it may lie elsewhere than it did."
         )
 
 

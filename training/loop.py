@@ -57,13 +57,16 @@ def train_loop(
     first = engine.rank == 0
     average, guard = WeightAverage(engine.model, keep=first), Guard(config.guard)
 
-    samples_seen = 0
+    samples_seen, start = 0, ""
     if latest is not None:
         ckpt.check_resume(latest, config, task.fingerprint)
         engine.load(latest.state_for(world))
         average.load(latest.average() if first else {})
         guard.load(latest.record["guard"])
         samples_seen = latest.samples_seen
+        start = latest.record.get("start", "")  # the driver has compared it
+    if first:
+        start = start or task.start_digest()
 
     with ExitStack() as stack:
         journal = stack.enter_context(Journal(out, notes=first))
@@ -72,7 +75,7 @@ def train_loop(
             stack.enter_context(log)
         saver = Saver(
             config, root, engine, average,
-            about=ckpt.describe_run(config, task.fingerprint, world),
+            about=ckpt.describe_run(config, task.fingerprint, world, start),
             reporter=reporter,
             journal=journal,
             before_commit=log.sync if log is not None else lambda: None,

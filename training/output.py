@@ -84,6 +84,7 @@ def prepare_folder(
     latest = ckpt.newest_checkpoint(root, thorough=False)
     if latest is not None:
         ckpt.check_resume(latest, config, task.fingerprint)
+        ckpt.check_start(latest, task)
         if latest.samples_seen < config.optim.samples and (line := ckpt.fit_world(latest, world)):
             progress.note(line)
         progress.note(f"Continuing from {latest.samples_seen} samples.")

@@ -137,6 +137,7 @@ def export_checkpoint(
 
     Raises:
         ExportError: there is no such checkpoint, or the target is not free.
+        ResumeError: other settings, or other weights to start from, than the run's.
     """
     from pipelines.overrides import apply_overrides
 
@@ -153,6 +154,7 @@ def export_checkpoint(
         found = _checkpoint(out / "checkpoints", at)
         ckpt.check_resume(found, config, found.record["fingerprint"])
         task, samples_seen = config.build_task(), found.samples_seen
+        ckpt.check_start(found, task)
         model = averaged_model(config, task, found.average())
         write_release(
             config, task, model, out, target, note=note, samples_seen=samples_seen, finish=finish

@@ -57,6 +57,13 @@ class Task(Protocol):
         """Key and reason of what could not be read since the last call and was replaced."""
         return []
 
+    def start_digest(self) -> str:
+        """Of the weights that training starts from and never changes (sha256); "" for none.
+
+        Checkpoints do not hold them: a run does not continue, and is not exported, on others.
+        """
+        return ""
+
     def save_model(self, state: dict[str, Tensor], folder: Path) -> None:
         """Write the released model (averaged weights, fp32, the module's own names) to `folder`."""
         ...

@@ -1,5 +1,6 @@
 """A checkpoint becomes a model folder that `from_pretrained` takes, whole or in half precision."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -13,8 +14,9 @@ from typer.testing import CliRunner
 from animator.alignment import AlignmentBlock
 from animator.config import AlignmentConfig
 from animator.model import Animator
-from animator.weights import load_alignment
+from animator.weights import load_alignment, save_model
 from infra.cli import app
+from pipelines.overrides import apply_overrides
 from tests.unit.test_clips import write_shard
 from tests.unit.test_motion import write_motion
 from tests.unit.test_tasks import SMALL
@@ -41,8 +43,6 @@ def run(tmp_path_factory) -> Path:
 
 
 def with_task(task: object) -> TrainConfig:
-    import dataclasses
-
     return dataclasses.replace(toy_config(samples=96), task=task)
 
 
@@ -120,8 +120,6 @@ def test_animator_in_half_precision_loads_and_keeps_its_values(tmp_path):
     shards.mkdir()
     work.mkdir()
     write_shard(shards, work, 0, {"long_000": 12})
-    import dataclasses
-
     config = with_task(AnimateConfig(shards=str(shards), animator=SMALL))
     config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, samples=8))
     train(config, tmp_path / "out", progress=Quiet(), local=True)
@@ -134,6 +132,40 @@ def test_animator_in_half_precision_loads_and_keeps_its_values(tmp_path):
     full, small = (Animator.from_pretrained(folder).state_dict() for folder in (whole, half))
     assert all(small[name].dtype == torch.float16 for name in full)
     assert all(torch.equal(small[name], value.half()) for name, value in full.items())
+
+
+def test_frozen_weights_of_another_start_are_refused_and_a_moved_folder_is_taken(tmp_path):
+    shards, work, out = tmp_path / "shards", tmp_path / "work", tmp_path / "out"
+    shards.mkdir()
+    work.mkdir()
+    write_shard(shards, work, 0, {"long_000": 12})
+    for seed, name in enumerate(("start", "other")):
+        torch.manual_seed(seed)
+        save_model(tmp_path / name, animator=(SMALL, Animator(SMALL).state_dict()))
+    task = AnimateConfig(
+        shards=str(shards), animator=SMALL, start=str(tmp_path / "start"), trainable="adapters"
+    )
+    short = with_task(task)
+    short = dataclasses.replace(short, optim=dataclasses.replace(short.optim, samples=8))
+    train(short, out, progress=Quiet(), local=True)
+
+    other = [f"task.start={tmp_path / 'other'}"]
+    with pytest.raises(ResumeError, match="belongs to other weights"):
+        export_checkpoint(out, tmp_path / "model", TASKS, settings=other)
+    (out / "summary.json").unlink()
+    with pytest.raises(ResumeError, match=r"task\.start=DIR"):
+        train(apply_overrides(short, other), out, progress=Quiet(), local=True)
+
+    (tmp_path / "start").rename(tmp_path / "moved")
+    moved = [f"task.start={tmp_path / 'moved'}"]
+    export_checkpoint(out, tmp_path / "model", TASKS, settings=moved)
+    assert (tmp_path / "model" / "config.json").is_file()
+
+    (path,) = (out / "checkpoints").glob("samples-*/train.json")
+    record = json.loads(path.read_text())
+    del record["start"]  # as versions before wrote it
+    path.write_text(json.dumps(record))
+    export_checkpoint(out, tmp_path / "model-2", TASKS, settings=other)
 
 
 def test_task_types_of_other_modules_can_be_exported_too(tmp_path):
