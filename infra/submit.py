@@ -15,11 +15,21 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any, Literal
 
-from inference.engine_factory import ALIGNMENT_WORDS
+from inference.engine_factory import ALIGNMENT_WORDS, PATH_SETTINGS
 from infra.console import HOME_PACKAGES
 
 Ship = Literal["nothing", "code", "all"]
 VERBS = ("curate", "encode", "train", "batch")
+# Settings of each verb (`--set NAME=VALUE`) whose values are paths.
+SETTINGS_OF_PATHS = {
+    "curate": ("download.cookies_file",),
+    "train": tuple(
+        f"task.{name}"
+        for name in ("alignment", "latents", "motion", "shards", "start", "validation")
+    ),
+    "batch": PATH_SETTINGS,
+}
+_NO_PATHS = ("", "none", "null")  # values of such a setting that leave it empty
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 DISTRIBUTION = "stableanimator-pp"
 # Models are one thread each and workers fill the cores; a log should not wait in a buffer.
@@ -268,6 +278,16 @@ def _paths(verb: str, arguments: Sequence[str], command: Any) -> Iterator[Path]:
                 yield Path(str(item))
             elif name == "alignment" and isinstance(item, str) and item not in ALIGNMENT_WORDS:
                 yield Path(item)
+            elif name in ("settings", "changes") and isinstance(item, str):
+                yield from _path_in(verb, item)
+
+
+def _path_in(verb: str, assignment: str) -> Iterator[Path]:
+    """The path that a change of a setting gives, if it gives one."""
+    name, _, value = (part.strip() for part in assignment.partition("="))
+    is_path = name in SETTINGS_OF_PATHS.get(verb, ()) and "://" not in value
+    if is_path and value.lower() not in _NO_PATHS:
+        yield Path(value)
 
 
 def _package_folder(name: str) -> Path:

@@ -3,15 +3,20 @@
 import re
 import shlex
 import subprocess
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 from typer.main import get_command
 
+from inference.settings import AnimationSettings
 from infra import submit
 from infra.cli import app, main
 from infra.console import WRONG_USE
+from pipelines.curation.config import CurationConfig
+from pipelines.overrides import apply_overrides
+from training.recipes import get_recipe
 
 FOLDER = Path(submit.__file__).parent / "env"
 
@@ -76,6 +81,48 @@ def test_relative_paths_of_a_batch_are_refused(changed, said) -> None:
     sent = submit.checked_job("batch", good, verb("batch"))
     assert shlex.split(sent.entrypoint) == ["python", "-m", "infra", "batch", *good]
     assert "NCCL_DEBUG" not in sent.environment
+
+
+ANIMATOR = ("train", "animator", "--shards", "/data/shards", "--out", "/data/run")
+ALIGNMENT = ("train", "alignment", "--motion", "/data/motion", "--out", "/data/run")
+CURATE = ("curate", "/data/videos", "--out", "/data/shards")
+BATCH = ("batch", "/data/jobs.jsonl", "--model", "/data/model", "--out", "/data/out")
+
+
+@pytest.mark.parametrize(
+    ("command", "setting"),
+    [
+        *((ANIMATOR, f"task.{name}") for name in ("shards", "latents", "validation", "start")),
+        (ANIMATOR, "task.alignment"),
+        *((ALIGNMENT, f"task.{name}") for name in ("shards", "motion", "validation")),
+        (CURATE, "download.cookies_file"),
+        *((BATCH, f"provenance.{name}") for name in ("key", "certificate")),
+    ],
+)
+def test_relative_paths_in_settings_are_refused_too(command, setting) -> None:
+    name, *arguments = command
+
+    def sent(value: str) -> submit.Job:
+        given = [*arguments, "--set", f"{setting}={value}"]
+        return submit.checked_job(name, given, verb(name))
+
+    with pytest.raises(submit.SubmitError, match=r"'here/it'.*absolute path"):
+        sent("here/it")
+    for value in ("/data/it", ""):
+        assert sent(value).arguments[-1] == f"{setting}={value}"
+
+
+def test_settings_of_paths_are_settings_and_none_of_the_tasks_is_forgotten() -> None:
+    def texts(name: str) -> set[str]:
+        task = get_recipe(name).task
+        return {f"task.{field.name}" for field in fields(task) if getattr(task, field.name) == ""}
+
+    of_tasks = texts("animator_tiny") | texts("alignment_motion")
+    assert of_tasks == set(submit.SETTINGS_OF_PATHS["train"])
+    found = apply_overrides(CurationConfig(), ["download.cookies_file=/data/it"])
+    assert found.download.cookies_file == "/data/it"
+    marks = [f"{name}=/data/it" for name in submit.SETTINGS_OF_PATHS["batch"]]
+    assert apply_overrides(AnimationSettings(), marks).provenance.key == Path("/data/it")
 
 
 def test_a_batch_gets_a_cluster_that_grows_with_an_engine_on_each_gpu(tmp_path) -> None:
