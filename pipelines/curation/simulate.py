@@ -57,23 +57,35 @@ class _Node:
         self.back_at = 0.0
 
     def run(self, start: float, seconds: float) -> float:
-        """When work that comes at `start` is done, first come first served."""
+        """When a GPU begins with work that comes at `start`, first come first served."""
         begin = max(start, heapq.heappop(self.free))
         heapq.heappush(self.free, begin + seconds)
-        self.busy += seconds
-        return begin + seconds
+        self.busy += self.before_loss(begin, seconds)
+        return begin
+
+    def before_loss(self, begin: float, seconds: float) -> float:
+        """How much of work that begins at `begin` is done when the node is lost."""
+        return max(0.0, min(seconds, self.lost_at - begin))
+
+    def lose(self, cluster: SimulatedCluster, rng: random.Random) -> None:
+        """Vanish, with all that waits for the GPUs, and come back as a new node."""
+        self.losses, self.back_at = self.losses + 1, self.lost_at + cluster.return_seconds
+        self.free = [self.back_at] * len(self.free)
+        self.lost_at = _next_loss(self.back_at, cluster, rng)
 
 
 @dataclass
 class _Worker:
-    """A worker of a node: what is left of its shard, last step first, and the core time spent.
+    """A worker of a node: what is left of its shard, last step first, and the time spent on it.
 
+    core: seconds of its core; worked: seconds of whatever was at work, core, GPU or storage.
     losses: how often its node had been lost when the shard was begun.
     """
 
     node: int
     steps: list[tuple[str, float]] = field(default_factory=list)
-    spent: float = 0.0
+    core: float = 0.0
+    worked: float = 0.0
     at_work: bool = False
     losses: int = 0
 
@@ -92,9 +104,9 @@ def simulate(
         stage_seconds: of each measured source, seconds of one core by stage.
 
     Returns:
-        hours, sources_per_hour, core_hours, utilisation of cores and GPUs, the share of work that
-        was lost with nodes, the tail (hours in which a part of the cluster had nothing to do), and
-        the cores that one GPU keeps busy.
+        hours, sources_per_hour, core_hours, utilisation of cores and GPUs, the share of the
+        seconds at work (of cores, GPUs and commits) that was lost with nodes, the tail (hours in
+        which a part of the cluster had nothing to do), and the cores that one GPU keeps busy.
 
     Raises:
         ValueError: nothing was measured, or nothing is to be done.
@@ -110,7 +122,7 @@ def simulate(
     workers = [_Worker(number % cluster.nodes) for number in range(cluster.nodes * cluster.cores)]
     steps = [_steps(times, cluster) for times in measured]
     left = math.ceil(sources / sources_per_shard)
-    done = useful = lost = 0.0
+    done = useful = kept = lost = 0.0
     first_idle = math.inf
     # (time, number): when each worker has something to do next.
     events = [(0.0, number) for number in range(len(workers))]
@@ -119,28 +131,27 @@ def simulate(
         worker = workers[number]
         node = nodes[worker.node]
         while now >= node.lost_at:
-            node.losses, node.back_at = node.losses + 1, node.lost_at + cluster.return_seconds
-            node.lost_at = _next_loss(node.back_at, cluster, rng)
+            node.lose(cluster, rng)
         if worker.at_work and worker.losses != node.losses:
             # The shard died with its node and goes back to the list.
-            lost, left = lost + worker.spent, left + 1
-            worker.steps, worker.spent, worker.at_work = [], 0.0, False
+            lost, left = lost + worker.worked, left + 1
+            worker.steps, worker.core, worker.worked, worker.at_work = [], 0.0, 0.0, False
         if now < node.back_at:
             heapq.heappush(events, (node.back_at, number))
             continue
         if worker.steps:
             kind, seconds = worker.steps.pop()
-            if kind == "gpu":
-                heapq.heappush(events, (node.run(now, seconds), number))
-                continue
-            if kind == "core":
-                worker.spent += seconds
-            heapq.heappush(events, (now + seconds, number))
+            begin = node.run(now, seconds) if kind == "gpu" else now
+            worked = node.before_loss(begin, seconds)
+            worker.worked += worked
+            worker.core += worked if kind == "core" else 0.0
+            # Who dies with the node is not at it until the end that was planned.
+            heapq.heappush(events, (min(begin + seconds, node.lost_at), number))
             continue
         if worker.at_work:
-            useful += worker.spent
+            useful, kept = useful + worker.core, kept + worker.worked
             done = max(done, now)
-            worker.spent, worker.at_work = 0.0, False
+            worker.core, worker.worked, worker.at_work = 0.0, 0.0, False
         if not left:
             first_idle = min(first_idle, now)
             continue
@@ -162,7 +173,7 @@ def simulate(
         "core_hours": round(core_seconds / 3600, 1),
         "core_utilisation": round(useful / core_seconds, 4),
         "gpu_utilisation": round(busy / gpu_seconds, 4) if gpu_seconds else None,
-        "lost_share": round(lost / max(useful + lost, 1e-9), 5),
+        "lost_share": round(lost / max(kept + lost, 1e-9), 5),
         "tail_hours": round(max(0.0, done - first_idle) / 3600, 3),
         "cores_per_gpu": _cores_per_gpu(measured, cluster),
     }
