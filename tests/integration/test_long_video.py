@@ -104,7 +104,7 @@ def test_eight_times_the_length_takes_no_more_memory_and_is_scored(model, clips,
     assert info.num_frames == LENGTHY
     seams = found[LENGTHY]["seams"]
     assert seams["windows"] in (85, 86)
-    assert 0.3 < seams["sampling"]["score"] < 3
+    assert 0.5 < seams["sampling"]["score"] <= 1.1  # of 252 pairs of frames
     assert seams["colour_drift"] >= 0
 
 
