@@ -12,7 +12,7 @@ from toy_task import toy_config
 from typer.testing import CliRunner
 
 from animator.alignment import AlignmentBlock
-from animator.config import AlignmentConfig
+from animator.config import AlignmentConfig, svd_xt
 from animator.model import Animator
 from animator.weights import load_alignment, save_model
 from infra.cli import app
@@ -22,7 +22,7 @@ from tests.unit.test_motion import write_motion
 from tests.unit.test_tasks import SMALL
 from tests.validated_task import ValidatedConfig
 from training.align import AlignConfig
-from training.animate import AnimateConfig
+from training.animate import AnimateConfig, _lasting_files
 from training.checkpoint import ResumeError, checkpoint_name
 from training.config import TrainConfig
 from training.launch import train
@@ -166,6 +166,22 @@ def test_frozen_weights_of_another_start_are_refused_and_a_moved_folder_is_taken
     del record["start"]  # as versions before wrote it
     path.write_text(json.dumps(record))
     export_checkpoint(out, tmp_path / "model-2", TASKS, settings=other)
+
+
+def test_what_lasts_of_stable_video_diffusion_is_its_encoders_and_what_of_its_unet_is_frozen(
+    tmp_path,
+):
+    for part in ("vae", "image_encoder", "unet"):
+        name = "model" if part == "image_encoder" else "diffusion_pytorch_model"
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_text("{}")
+        (tmp_path / part / f"{name}.fp16.safetensors").write_bytes(part.encode())
+    whole = AnimateConfig(animator=svd_xt(), start=str(tmp_path))
+    low_rank = dataclasses.replace(whole, trainable="lora")
+    assert {part for part, _ in _lasting_files(whole)} == {"vae", "image_encoder"}
+    assert {part for part, _ in _lasting_files(low_rank)} == {"vae", "image_encoder", "unet"}
+    assert all(path.suffix == ".safetensors" for _, path in _lasting_files(low_rank))
+    assert not list(_lasting_files(dataclasses.replace(low_rank, start="")))
 
 
 def test_task_types_of_other_modules_can_be_exported_too(tmp_path):

@@ -81,7 +81,7 @@ def test_on_a_cluster_the_store_lies_beside_the_run_and_a_restart_elsewhere_find
     assert run is not None
     assert run.uri == f"sqlite:///{shared / 'mlflow.db'}"
     files = MlflowClient(run.uri).get_run(run.run_id).info.artifact_uri
-    assert files.startswith(str(shared / "mlruns"))
+    assert str(files).startswith(str(shared / "mlruns"))
     assert not list(pods[0].iterdir())
 
     monkeypatch.delenv("RAY_ADDRESS")
