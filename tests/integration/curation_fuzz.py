@@ -1,8 +1,9 @@
 """Curate thousands of damaged files: each must end in a verdict, in bounded time and memory.
 
 Files are made from small seeds in every container by flipping bytes, cutting, doubling, joining
-and writing over parts. The run is watched from outside: memory of all its processes, and every
-file that appears or changes around its folder.
+and writing over parts; the seeds themselves are tried as they are, too. The run is watched from
+outside: time, memory of all its processes, and every file that appears around its folder, among
+them those that it writes into its working folder and its home.
 
     python tests/integration/curation_fuzz.py --inputs 2000 --seeds videos/ --report fuzz.json
 """
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,17 +25,26 @@ from typing import Any
 import cv2
 import numpy as np
 import psutil
+from killing import kill_tree
 from skimage import data
 
 from pipelines.curation.sources import VIDEO_SUFFIXES
+from pipelines.curation.timings import iter_timings
 from pipelines.video_encode import encode
 
-MAX_SEED_BYTES = 3 << 20
+ROOT = Path(__file__).resolve().parents[2]
+MAX_DAMAGED_BYTES = 3 << 20  # of a seed; larger ones are only tried whole
+MAX_MEMORY_BYTES = 6e9  # over all processes; what they share counts for each
 TIMEOUT_SECONDS = 30.0
+GRACE_SECONDS = 10.0  # to stop a decoder and begin another
+SOURCES_PER_SHARD = 8
+# The longest that no shard may be committed for: the start, then one of nothing but the slowest.
+STALLED_SECONDS = 120.0 + SOURCES_PER_SHARD * (TIMEOUT_SECONDS + GRACE_SECONDS)
 SETTINGS = (
     "faces.backend=cascade",
     "pose.backend=auto",
     "output.preset=ultrafast",
+    f"output.sources_per_shard={SOURCES_PER_SHARD}",
     "samples.fps=2",
     "samples.side=192",
     f"video.timeout_seconds={TIMEOUT_SECONDS}",
@@ -83,17 +94,21 @@ def damage(content: bytes, other: bytes, rng: random.Random) -> bytes:
 
 
 def make_inputs(folder: Path, seeds: list[Path], count: int, rng: random.Random) -> int:
-    """`count` damaged files beside whole ones; names are hostile too. Returns how many in all."""
+    """`count` damaged files of the smaller seeds beside all seeds whole; names are hostile too.
+
+    Returns how many in all.
+    """
     folder.mkdir(parents=True)
     # By other names a folder's listing would pass them over.
     whole = [
         (path.suffix if path.suffix in VIDEO_SUFFIXES else ".mp4", path.read_bytes())
         for path in seeds
     ]
+    small = [one for one in whole if 0 < len(one[1]) <= MAX_DAMAGED_BYTES]
     names = ["a..b", "a b", "ü", "'; rm -rf x", "%s%n", "-rf", "$(id)", "x" * 120]
     for number in range(count):
-        suffix, content = rng.choice(whole)
-        _, other = rng.choice(whole)
+        suffix, content = rng.choice(small)
+        _, other = rng.choice(small)
         name = f"{rng.choice(names)}{number:05d}{suffix}"
         if rng.random() < 0.1:  # one kind of file under the name of another
             name = f"{number:05d}.{rng.choice(['avi', 'webm', 'gif', 'ts', 'mp4'])}"
@@ -123,36 +138,67 @@ def _outside(folder: Path, out: Path, inputs: Path) -> set[str]:
     return found
 
 
+def _slowest(out: Path) -> float:
+    """Seconds of the source that took longest, of those that were read to their end."""
+    return max((sum(seconds.values()) for _, seconds in iter_timings(out)), default=0.0)
+
+
+def _stalled(out: Path, began: float) -> bool:
+    """Whether no shard was committed for too long; `began` is of the clock that files have."""
+    newest = max((path.stat().st_mtime for path in out.glob("shard-*.json")), default=began)
+    return time.time() - max(newest, began) > STALLED_SECONDS
+
+
+def excesses(slowest: float, peak: float, *, stalled: bool = False) -> Iterator[str]:
+    """What went over a bound: seconds of one source, bytes of all processes, or a run at rest."""
+    if slowest > TIMEOUT_SECONDS + GRACE_SECONDS:
+        yield f"a file took {slowest:.1f} s, and may take {TIMEOUT_SECONDS:g} s"
+    if peak > MAX_MEMORY_BYTES:
+        yield f"{peak / 1e9:.2f} GB were used, {MAX_MEMORY_BYTES / 1e9:g} GB are the bound"
+    if stalled:
+        yield f"no shard was committed for {STALLED_SECONDS:g} s"
+
+
 def fuzz(
     count: int, folder: Path, seeds: list[Path], *, seed: int = 0, workers: int = 2
 ) -> dict[str, Any]:
     """Curate `count` damaged files in `folder`; all is well where `failures` is empty."""
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    usable = [path for path in seeds if 0 < path.stat().st_size <= MAX_SEED_BYTES]
-    usable.append(own_seed(folder / "seed.mp4"))
+    home, work = folder / "home", folder / "cwd"
+    for each in (home, work):
+        each.mkdir()
     inputs, out = folder / "inputs", folder / "out"
-    total = make_inputs(inputs, usable, count, rng)
-    before = _outside(folder, out, inputs) | {str(folder / "log.txt")}
+    total = make_inputs(inputs, [*seeds, own_seed(folder / "seed.mp4")], count, rng)
+    # The token of a cluster is Ray's own, made where the home has none.
+    known = {str(folder / "log.txt"), str(home / ".ray" / "auth_token")}
+    before = _outside(folder, out, inputs) | known
     command = [sys.executable, "-m", "infra", "curate", str(inputs), "--out", str(out)]
     command += ["--workers", str(workers)]
     command += [part for text in SETTINGS for part in ("--set", text)]
-    began, peak, curve = time.monotonic(), 0, []
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HOME": str(home)}
+    began, started, peak, curve = time.monotonic(), time.time(), 0, []
+    stalled = False
     with (folder / "log.txt").open("wb") as log:
         run = subprocess.Popen(
             command,
             stdout=log,
             stderr=log,
             # Without models: what is tried is what reads the files.
-            env=os.environ | {"OMP_NUM_THREADS": "1", "ANIMATOR_MODELS": ""},
+            env=environment | {"ANIMATOR_MODELS": ""},
+            cwd=work,
         )
         while run.poll() is None:
             used = _memory(run.pid)
             peak = max(peak, used)
             curve.append(used)
+            if not stalled and _stalled(out, started):
+                stalled = True
+                kill_tree(run.pid)
             time.sleep(0.5)
     seconds = time.monotonic() - began
-    failures = []
+    slowest = _slowest(out)
+    failures = [*excesses(slowest, peak, stalled=stalled)]
     if run.returncode:
         failures.append(f"exit code {run.returncode}: {(folder / 'log.txt').read_text()[-1500:]}")
     sources = [
@@ -176,6 +222,7 @@ def fuzz(
         "inputs": total,
         "seconds": round(seconds, 1),
         "inputs_per_second": round(total / seconds, 2),
+        "slowest_seconds": round(slowest, 1),
         "peak_gb": round(peak / 1e9, 2),
         "peak_gb_first_half": round(max(curve[:half], default=0) / 1e9, 2),
         "peak_gb_second_half": round(max(curve[half:], default=0) / 1e9, 2),
@@ -203,8 +250,10 @@ def main() -> int:
     options = parser.parse_args()
     seeds = [path for folder in options.seeds for path in sorted(folder.iterdir())]
     with tempfile.TemporaryDirectory() as temporary:
-        folder = options.folder or Path(temporary) / "fuzz"
-        result = fuzz(options.inputs, folder, [p for p in seeds if p.is_file()], seed=options.seed)
+        folder = (options.folder or Path(temporary) / "fuzz").absolute()
+        result = fuzz(
+            options.inputs, folder, [p.resolve() for p in seeds if p.is_file()], seed=options.seed
+        )
     text = json.dumps(result, indent=2)
     print(text)
     if options.report:
