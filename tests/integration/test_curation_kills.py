@@ -10,7 +10,7 @@ from killing import MOST_MISSES, Nodes, Result, repeat, summary
 @pytest.mark.slow
 def test_killed_runs_end_with_the_bytes_of_an_undisturbed_one(tmp_path) -> None:
     # Decoders and nodes are killed in the tests of curation and of clusters, too.
-    result = torture(2, tmp_path, seed=7, videos=8)
+    result = torture(2, tmp_path, seed=7, videos=6)
     assert not result["failures"], result["failures"]
     assert sum(result["kills"].values()) >= 2, "too few kills to mean anything"
     assert result["runs"] == 2, "each with a kill"
