@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from animator.decoder_windows import Latents
 from animator.spectrum import RGB_TO_YCC, cosine_basis, frequencies
-from animator.temporal_decoder import Latents
 
 BLOCK = 8
 NUM_LUMA, NUM_CHROMA = 32, 8

@@ -16,13 +16,8 @@ from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import (
 from torch import Tensor, nn
 
 from animator.block_dct import BlockDCT
-from animator.temporal_decoder import (
-    Latents,
-    decode_clip,
-    frame_bytes,
-    stream_windows,
-    window_spans,
-)
+from animator.decoder_windows import Latents, stream_windows, window_spans
+from animator.temporal_decoder import decode_clip, frame_bytes
 
 # diffusers' name of a model's weights, without its endings.
 WEIGHTS = "diffusion_pytorch_model"
@@ -67,7 +62,7 @@ class TemporalVAE(nn.Module):
             says `force_upcast`: the published encoder overflows in half precision.
         chunk_size: frames computed at a time; changes memory and time alone.
         max_buffer_bytes: decides how long a clip is decoded as one pass, see
-            `animator.temporal_decoder.decode_windows`. 16 GiB are 113 frames of 576x1024 pixels
+            `animator.decoder_windows.decode_windows`. 16 GiB are 113 frames of 576x1024 pixels
             in half precision, and half as many in float32.
         overlap: frames that the windows of a longer clip share.
         max_frames: of one pass, so that memory does not grow with the length of a clip.

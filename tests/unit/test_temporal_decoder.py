@@ -12,12 +12,8 @@ from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import (
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from animator.temporal_decoder import (
-    decode_clip,
-    decode_windows,
-    frame_bytes,
-    temporal_reach,
-)
+from animator.decoder_windows import decode_windows
+from animator.temporal_decoder import decode_clip, frame_bytes, temporal_reach
 
 
 def random_vae(layers_per_block: int = 1, seed: int = 0) -> AutoencoderKLTemporalDecoder:
